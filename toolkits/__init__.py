@@ -1,0 +1,1 @@
+"""Scripts around zarrbuf that keep the names and flags people know from RLinf."""

@@ -1,0 +1,1 @@
+"""Replay buffer scripts, named as in RLinf's `toolkits/replay_buffer`."""

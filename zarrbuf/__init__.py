@@ -1,0 +1,51 @@
+"""zarrbuf: replay buffers of trajectories as Zarr archives behind a commit log.
+
+Public names load their room when first used, so that `import zarrbuf` costs nothing
+and commands that need no tensors never load torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zarrbuf.buffer import TrajectoryReplayBuffer as TrajectoryReplayBuffer
+    from zarrbuf.conversion import convert as convert
+    from zarrbuf.listing import list_buffer as list_buffer
+    from zarrbuf.listing import row_json as row_json
+    from zarrbuf.trajectory import Trajectory as Trajectory
+    from zarrbuf.verification import verify as verify
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "TrajectoryReplayBuffer": "buffer",
+    "Trajectory": "trajectory",
+    "convert": "conversion",
+    "list_buffer": "listing",
+    "row_json": "listing",
+    "verify": "verification",
+}
+
+__all__ = [
+    "Trajectory",
+    "TrajectoryReplayBuffer",
+    "__version__",
+    "convert",
+    "list_buffer",
+    "row_json",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its room."""
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'zarrbuf' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"zarrbuf.{_ROOMS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return sorted(__all__)

@@ -1,0 +1,445 @@
+"""One Zarr group of arrays <-> one stored `.zarr.zip`, torch-free.
+
+Owns the order of members and the check that members and metadata agree. Holds both
+kinds of archive: trajectories, whose attributes say T, B and the fields, and segments
+of the manifest, which are plain columns. Knows neither storage nor tensors.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from zarrbuf.errors import FormatError
+from zarrbuf.format import (
+    DICT_FIELDS,
+    AnyArray,
+    BatchField,
+    FieldSpec,
+    Schema,
+    array_shape,
+    batch_fields,
+    is_staged,
+    parse_schema,
+)
+from zarrbuf.metadata import (
+    CODECS,
+    METADATA_NAME,
+    ArrayInfo,
+    CodecName,
+    check_spec,
+    encode_array_metadata,
+    encode_group_metadata,
+    parse_node,
+    time_dimension,
+)
+from zarrbuf.shards import (
+    Source,
+    check_coverage,
+    decode_chunk_into,
+    decode_chunks,
+    encode_chunk,
+    encode_shard,
+    parse_index,
+)
+from zarrbuf.zipindex import Member, encode_zip, parse_zip, read_member
+
+_NODE_PATH: Final = re.compile(r"[A-Za-z0-9%_.-]+(/[A-Za-z0-9%_.-]+)*")
+_BIG_ITEM: Final = 2**31 - 17  # BLOSC_MAX_BUFFERSIZE of c-blosc 1
+
+
+@dataclass(frozen=True, slots=True)
+class FieldArray:
+    """One array on its way into an archive.
+
+    Attributes:
+        parts: C-contiguous arrays of the stored dtype: one, or for `obs/*` the
+            current and the next observation, each `[T, B, ...]`.
+        dtype: torch dtype name.
+        time_name: name of the time dimension.
+    """
+
+    parts: tuple[AnyArray, ...]
+    dtype: str
+    time_name: str = "time"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the stored array."""
+        shape = self.parts[0].shape
+        return shape if len(self.parts) == 1 else (2, *shape)
+
+
+def encode_archive(
+    arrays: Mapping[str, FieldArray],
+    attributes: Mapping[str, Any],
+    *,
+    codec: CodecName,
+    num_threads: int | None = None,
+) -> bytes:
+    """Encode arrays as one archive; equal input gives equal bytes.
+
+    Args:
+        arrays: field path -> array. Two parts exactly where the path starts `obs/`.
+        attributes: attributes of the root group, JSON values.
+        codec: how chunks are compressed.
+        num_threads: threads that compress; by default one per core, at most 4.
+
+    Returns:
+        The bytes of the `.zarr.zip`.
+    """
+    big: list[tuple[str, list[bytes]]] = []
+    small: list[tuple[str, list[bytes]]] = []
+    metadata: dict[str, bytes] = {}
+    for field in sorted(arrays):
+        array = arrays[field]
+        info = ArrayInfo(
+            field, array.shape, array.dtype, codec, CODECS[codec], array.time_name
+        )
+        if not info.shape:
+            info = ArrayInfo(field, (), array.dtype, "none", 0)
+        metadata[info.metadata_name] = encode_array_metadata(info)
+        for group in _parents(field):
+            metadata[f"{group}/{METADATA_NAME}"] = encode_group_metadata({})
+        if not info.is_empty:
+            shard = _encode_member(array, info, num_threads=num_threads)
+            lead = 3 if info.staged else 2
+            is_big = len(info.shape) >= lead and info.grid.inner[:lead] == (1,) * lead
+            (big if is_big else small).append((info.shard_name, shard))
+    root = (METADATA_NAME, [encode_group_metadata(attributes)])
+    return encode_zip(
+        [*big, *small, *((name, [metadata[name]]) for name in sorted(metadata)), root]
+    )
+
+
+def _encode_member(
+    array: FieldArray, info: ArrayInfo, *, num_threads: int | None
+) -> list[bytes]:
+    if not info.shape:
+        return [encode_chunk(array.parts[0], "none", 0)]
+    return encode_shard(array.parts, info, num_threads=num_threads)
+
+
+def _parents(field: str) -> list[str]:
+    parts = field.split("/")
+    return ["/".join(parts[:n]) for n in range(1, len(parts))]
+
+
+class Archive:
+    """An archive opened for reading; immutable, safe to share between threads.
+
+    Attributes:
+        name: name of the file, for messages.
+        source: its bytes, mapped or in memory.
+        attributes: attributes of the root group.
+        arrays: field path -> what its metadata says.
+    """
+
+    def __init__(self, source: Source, *, name: str) -> None:
+        """Read the directory and all metadata, and check that they agree.
+
+        Raises:
+            FormatError: naming file, member and rule.
+        """
+        self.name = name
+        self.source = source
+        self._ranges: dict[str, npt.NDArray[np.int64]] = {}
+        view = memoryview(source)
+        self.members = parse_zip(view, name=name)
+        self.arrays: dict[str, ArrayInfo] = {}
+        groups: dict[str, dict[str, Any]] = {}
+        for member in self.members.values():
+            if member.name == METADATA_NAME or member.name.endswith("/zarr.json"):
+                path = member.name[: -len(METADATA_NAME)].rstrip("/")
+                self._add_node(path, member, view, groups)
+        if "" not in groups:
+            raise FormatError(f"{name}: the root {METADATA_NAME} is missing")
+        self.attributes = groups.pop("")
+        self._check_members(groups)
+
+    def _add_node(
+        self,
+        path: str,
+        member: Member,
+        view: memoryview,
+        groups: dict[str, dict[str, Any]],
+    ) -> None:
+        data = read_member(view, member, name=self.name)
+        if path and not _NODE_PATH.fullmatch(path):
+            raise FormatError(f"{self.name}: {path!r:.80} is no name of an array")
+        try:
+            node = parse_node(data, path)
+        except FormatError as exc:
+            raise FormatError(f"{self.name}: {exc}") from exc
+        if isinstance(node, ArrayInfo):
+            self.arrays[path] = node
+        else:
+            groups[path] = node
+
+    def _check_members(self, groups: Mapping[str, Mapping[str, Any]]) -> None:
+        needed = {group for field in self.arrays for group in _parents(field)}
+        if set(groups) != needed or any(groups.values()):
+            raise FormatError(
+                f"{self.name}: its groups {sorted(groups)!r:.200} are not the parents "
+                f"of its arrays {sorted(needed)!r:.200}, or carry attributes"
+            )
+        expected = {METADATA_NAME, *(f"{group}/{METADATA_NAME}" for group in groups)}
+        for info in self.arrays.values():
+            expected.add(info.metadata_name)
+            if not info.is_empty:
+                expected.add(info.shard_name)
+        for member in sorted(expected ^ set(self.members)):
+            fault = "is missing" if member in expected else "is described by nothing"
+            raise FormatError(f"{self.name}: member {member!r:.200} {fault}")
+
+    def chunk_ranges(self, field: str) -> npt.NDArray[np.int64]:
+        """Return where the chunks of a field lie in `source`.
+
+        Returns:
+            int64 [num_chunks, 2], start and stop in C order of the chunk grid.
+
+        Raises:
+            FormatError: if the shard index is damaged.
+        """
+        ranges = self._ranges.get(field)
+        if ranges is None:
+            info = self.arrays[field]
+            member = self.members[info.shard_name]
+            if info.chunk_bytes > _BIG_ITEM and info.codec != "none":
+                raise FormatError(
+                    f"{self._where(field)}: a chunk of {info.chunk_bytes} bytes; "
+                    f"blosc holds at most {_BIG_ITEM}"
+                )
+            ranges = parse_index(
+                self.source,
+                member.start,
+                member.stop,
+                info.grid.num_chunks,
+                where=self._where(field),
+            )
+            self._ranges[field] = ranges
+        return ranges
+
+    def _where(self, field: str) -> str:
+        return f"{self.name}: field {field!r}"
+
+    def read_array(self, field: str) -> AnyArray:
+        """Read a whole array, every chunk checked.
+
+        Raises:
+            FormatError: if a chunk is damaged.
+        """
+        info = self.arrays[field]
+        if info.is_empty:
+            return np.empty(info.shape, info.stored)
+        if not info.shape:
+            return self._read_scalar(info)
+        ranges = self.chunk_ranges(field)
+        return decode_chunks(self.source, ranges, info, where=self._where(field))
+
+    def _read_scalar(self, info: ArrayInfo) -> AnyArray:
+        member = self.members[info.shard_name]
+        out = np.empty((), info.stored)
+        decode_chunk_into(
+            self.source,
+            member.start,
+            member.stop,
+            out,
+            codec="none",
+            where=self._where(info.field),
+        )
+        return out
+
+    def decoder(self, field: str) -> Callable[[int, int, AnyArray], None]:
+        """Return what checks and decodes one chunk of a field into an array.
+
+        It is called with start and stop of the chunk in `source` and a contiguous
+        array of the chunk's size; it raises `FormatError` if the chunk is damaged.
+        """
+        return functools.partial(
+            decode_chunk_into,
+            self.source,
+            codec=self.arrays[field].codec,
+            where=self._where(field),
+        )
+
+    def check(self) -> int:
+        """Read everything: every member, index and chunk.
+
+        Returns:
+            Number of chunks read.
+
+        Raises:
+            FormatError: naming what is damaged.
+        """
+        view = memoryview(self.source)
+        for member in self.members.values():
+            read_member(view, member, name=self.name)
+        num_chunks = 0
+        for field, info in self.arrays.items():
+            self.read_array(field)
+            if info.shape and not info.is_empty:
+                member = self.members[info.shard_name]
+                ranges = self.chunk_ranges(field)
+                check_coverage(
+                    ranges, member.start, member.stop, where=self._where(field)
+                )
+                num_chunks += len(ranges)
+        return num_chunks
+
+
+@dataclass(frozen=True)
+class TrajectoryHeader:
+    """The attributes of a trajectory.
+
+    Attributes:
+        uuid: 32 hex digits.
+        num_steps: `T`.
+        num_envs: `B`.
+        max_episode_length: steps.
+        model_weights_id: the policy that drove it.
+        schema: field path -> spec.
+        non_tensor: values that are no tensors, as a tree of JSON values.
+    """
+
+    uuid: str
+    num_steps: int
+    num_envs: int
+    max_episode_length: int
+    model_weights_id: str
+    schema: Schema
+    non_tensor: Mapping[str, Any]
+
+    def to_attributes(self) -> dict[str, Any]:
+        """Return the attributes of the root group."""
+        fields = {name: spec.to_json() for name, spec in self.schema.items()}
+        attributes: dict[str, Any] = {
+            "zarrbuf": {
+                "spec": 1,
+                "uuid": self.uuid,
+                "T": self.num_steps,
+                "B": self.num_envs,
+                "max_episode_length": self.max_episode_length,
+                "model_weights_id": self.model_weights_id,
+                "fields": fields,
+            }
+        }
+        if self.non_tensor:
+            attributes["non_tensor"] = dict(self.non_tensor)
+        return attributes
+
+
+class TrajectoryArchive(Archive):
+    """The archive of one trajectory.
+
+    Attributes:
+        header: its attributes, checked against its arrays.
+    """
+
+    def __init__(self, source: Source, *, name: str) -> None:
+        """Open the archive of a trajectory.
+
+        Raises:
+            FormatError: if the archive, its attributes, or both together, break the
+                format.
+            UnsupportedVersionError: if it is of a newer spec.
+        """
+        super().__init__(source, name=name)
+        self.header = _parse_header(self.attributes, name=name)
+        _check_fields(self.header, self.arrays, name=name)
+        self._batch_fields = {f.name: f for f in batch_fields(self.header.schema)}
+
+    def find(self, name: str) -> BatchField:
+        """Return where this trajectory keeps the batch field `name`."""
+        return self._batch_fields[name]
+
+    def num_rows(self, field: str) -> int:
+        """Rows on the time axis of a sampled field, extra rows included."""
+        return self.arrays[field].shape[1 if is_staged(field) else 0]
+
+
+def _parse_header(attributes: Mapping[str, Any], *, name: str) -> TrajectoryHeader:
+    value = attributes.get("zarrbuf")
+    if not isinstance(value, dict):
+        raise FormatError(f"{name}: the group has no attribute 'zarrbuf'")
+    check_spec(value.get("spec"), where=name)
+    expected = {
+        "uuid": str,
+        "T": int,
+        "B": int,
+        "max_episode_length": int,
+        "model_weights_id": str,
+        "fields": dict,
+    }
+    for key, kind in expected.items():
+        if type(value.get(key)) is not kind:
+            raise FormatError(
+                f"{name}: attribute zarrbuf.{key} is {value.get(key)!r:.80}, "
+                f"not of type {kind.__name__}"
+            )
+    non_tensor = attributes.get("non_tensor", {})
+    if (
+        set(value) != {"spec", *expected}
+        or not set(attributes) <= {"zarrbuf", "non_tensor"}
+        or not isinstance(non_tensor, dict)
+        or not set(non_tensor) <= set(DICT_FIELDS)
+        or not all(isinstance(tree, dict) for tree in non_tensor.values())
+        or not re.fullmatch(r"[0-9a-f]{32}", value["uuid"])
+        or value["T"] < 1
+        or value["B"] < 1
+    ):
+        raise FormatError(f"{name}: the attributes are not those of a trajectory")
+    return TrajectoryHeader(
+        value["uuid"],
+        value["T"],
+        value["B"],
+        value["max_episode_length"],
+        value["model_weights_id"],
+        parse_schema(value["fields"], where=name),
+        non_tensor,
+    )
+
+
+def _check_fields(
+    header: TrajectoryHeader, arrays: Mapping[str, ArrayInfo], *, name: str
+) -> None:
+    if set(header.schema) != set(arrays):
+        odd = sorted(set(header.schema) ^ set(arrays))
+        raise FormatError(f"{name}: fields and arrays differ: {odd!r:.200}")
+    if all(spec.rows != "step" for spec in header.schema.values()):
+        raise FormatError(f"{name}: no field says T and B")
+    for field, spec in header.schema.items():
+        info = arrays[field]
+        if info.dtype != spec.dtype or not _fits(info, spec, header):
+            raise FormatError(
+                f"{name}: array {field!r} is {info.dtype} {info.shape}, which is not "
+                f"what its field says: {spec} with T={header.num_steps}, "
+                f"B={header.num_envs}"
+            )
+
+
+def _fits(info: ArrayInfo, spec: FieldSpec, header: TrajectoryHeader) -> bool:
+    if spec.rows == "whole":
+        return info.shape == spec.shape and not info.staged
+    axis = 1 if info.staged else 0
+    if len(info.shape) < axis + 2:
+        return False
+    num_rows = info.shape[axis]
+    expected = array_shape(
+        spec, num_rows=num_rows, num_envs=header.num_envs, staged=info.staged
+    )
+    extra = num_rows - header.num_steps
+    return (
+        info.shape == expected
+        and info.time_name == time_dimension(spec.rows, num_rows, header.num_steps)
+        and (
+            extra == 0
+            or (spec.rows != "step" and extra > 0 and header.num_steps % extra == 0)
+        )
+    )

@@ -1,0 +1,288 @@
+"""Checkpoints of the log: a snapshot as columns, so that opening reads few files.
+
+A checkpoint is a small root that lists segments; segments hold rows as Zarr columns.
+Both are immutable and only save time: whatever is wrong with one, the commits say
+the same. Knows no commit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from zarrbuf.errors import FormatError, NotFoundError, StorageError
+from zarrbuf.format import (
+    CHECKPOINT_DIR,
+    CHECKPOINT_NAME,
+    checkpoint_path,
+    segment_path,
+)
+from zarrbuf.manifest import (
+    SegmentRef,
+    Snapshot,
+    check_objects,
+    check_pins,
+    parse_schemas,
+    removed_ranges,
+    schema_json,
+    seal,
+    sha256_hex,
+    unseal,
+)
+from zarrbuf.metadata import check_spec
+from zarrbuf.rows import MAX_SEGMENT_ROWS, Rows, encode_segment, parse_segment
+from zarrbuf.storage import Outcome, Storage
+
+SEGMENTS_PER_LEVEL: Final = 16
+"""So many segments of one level are merged into one of the next."""
+_MAX_LEVEL: Final = 2
+_ROOT_FIELDS: Final[Mapping[str, tuple[type, ...]]] = {
+    "zarrbuf_checkpoint": (int,),
+    "version": (int,),
+    "tip": (str,),
+    "ts": (int,),
+    "rows": (int,),
+    "samples": (int,),
+    "segments": (list,),
+    "schemas": (dict,),
+    "bases": (list,),
+    "config": (dict,),
+    "state": (dict, type(None)),
+    "pins": (dict,),
+    "next_trajectory_id": (int,),
+}
+
+
+def write_segments(storage: Storage, rows: Rows, *, level: int = 0) -> list[SegmentRef]:
+    """Write rows as segments of at most 65,536 rows.
+
+    Raises:
+        StorageError: if the storage fails; what was written is referenced by nothing.
+    """
+    refs = []
+    for start in range(0, len(rows), MAX_SEGMENT_ROWS):
+        stop = min(start + MAX_SEGMENT_ROWS, len(rows))
+        part = rows.take(np.arange(start, stop))
+        data = encode_segment(part)
+        path = segment_path()
+        _create(storage, path, data)
+        full = _MAX_LEVEL if len(part) == MAX_SEGMENT_ROWS else level
+        refs.append(
+            SegmentRef(
+                path, sha256_hex(data), len(data), len(part), part.total_samples, full
+            )
+        )
+    return refs
+
+
+def _create(storage: Storage, path: str, data: bytes) -> None:
+    if storage.create(path, data) is Outcome.UNKNOWN:
+        raise StorageError(f"{storage.describe(path)} may or may not be there")
+
+
+def read_segment(storage: Storage, ref: SegmentRef) -> Rows:
+    """Read the rows of a segment, those removed included.
+
+    Raises:
+        NotFoundError: if it is missing.
+        FormatError: if its bytes are not those that were referenced.
+    """
+    data = storage.read(ref.path)
+    name = storage.describe(ref.path)
+    if len(data) != ref.size or sha256_hex(data) != ref.sha256:
+        raise FormatError(f"{name}: damaged, its sha256 is not the one in the log")
+    rows = parse_segment(data, num_rows=ref.rows, name=name)
+    if rows.total_samples != ref.samples:
+        raise FormatError(
+            f"{name}: holds {rows.total_samples} samples, not {ref.samples}"
+        )
+    return rows
+
+
+def write_checkpoint(storage: Storage, snapshot: Snapshot) -> Snapshot:
+    """Write a checkpoint of `snapshot`.
+
+    Rows that are in no segment yet become one; 16 segments of one level become one of
+    the next, so that each row is written at most 3 times.
+
+    Returns:
+        The same snapshot, its rows now backed by segments.
+
+    Raises:
+        StorageError: if the storage fails; the log is as valid as before.
+    """
+    refs: list[SegmentRef] = []
+    blocks: list[Rows] = []
+    start = 0
+    for ref in snapshot.segments:
+        live = snapshot.live[start : start + ref.rows]
+        refs.append(dataclasses.replace(ref, removed=removed_ranges(live)))
+        blocks.append(snapshot.table.take(np.arange(start, start + ref.rows)))
+        start += ref.rows
+    tail = start + np.flatnonzero(snapshot.live[start:])
+    for ref in write_segments(storage, snapshot.table.take(tail)):
+        refs.append(ref)
+        blocks.append(snapshot.table.take(tail[: ref.rows]))
+        tail = tail[ref.rows :]
+    _merge_levels(storage, refs, blocks)
+    live = np.concatenate([np.zeros(0, np.bool_), *(ref.live for ref in refs)])
+    table = Rows.concat(blocks)
+    sealed = dataclasses.replace(snapshot, table=table, live=live, segments=tuple(refs))
+    _create(storage, checkpoint_path(snapshot.version), encode_checkpoint(sealed))
+    return sealed
+
+
+def _merge_levels(storage: Storage, refs: list[SegmentRef], blocks: list[Rows]) -> None:
+    """Merge the last 16 segments wherever they are all of one level, in place."""
+    for level in range(_MAX_LEVEL):
+        last = refs[-SEGMENTS_PER_LEVEL:]
+        if len(last) < SEGMENTS_PER_LEVEL or any(ref.level != level for ref in last):
+            return
+        pairs = zip(last, blocks[-SEGMENTS_PER_LEVEL:], strict=True)
+        rows = Rows.concat([b.take(np.flatnonzero(ref.live)) for ref, b in pairs])
+        merged = write_segments(storage, rows, level=level + 1)
+        bounds = np.cumsum([0, *(ref.rows for ref in merged)])
+        refs[-SEGMENTS_PER_LEVEL:] = merged
+        blocks[-SEGMENTS_PER_LEVEL:] = [
+            rows.take(np.arange(start, stop))
+            for start, stop in zip(bounds[:-1], bounds[1:], strict=True)
+        ]
+
+
+def encode_checkpoint(snapshot: Snapshot) -> bytes:
+    """Return the root of a checkpoint; all rows are backed by segments."""
+    root = {
+        "zarrbuf_checkpoint": 1,
+        "version": snapshot.version,
+        "tip": snapshot.tip,
+        "ts": snapshot.ts,
+        "rows": len(snapshot.rows),
+        "samples": snapshot.rows.total_samples,
+        "segments": [ref.to_json() for ref in snapshot.segments],
+        "schemas": {k: schema_json(v) for k, v in snapshot.schemas.items()},
+        "bases": list(snapshot.bases),
+        "config": dict(snapshot.config),
+        "state": snapshot.state,
+        "pins": dict(snapshot.pins),
+        "next_trajectory_id": snapshot.next_trajectory_id,
+    }
+    return seal([root], actions=0)
+
+
+def parse_checkpoint(data: bytes, *, version: int, where: str) -> dict[str, Any]:
+    """Check the root of a checkpoint and return it, segments and schemas parsed.
+
+    Raises:
+        FormatError: if it is damaged or malformed.
+        UnsupportedVersionError: if it is of a newer spec.
+    """
+    (root, *others) = unseal(data, where=where)
+    check_spec(root.get("zarrbuf_checkpoint"), where=where)
+    for name, kind in _ROOT_FIELDS.items():
+        if name not in root or type(root[name]) not in kind:
+            raise FormatError(f"{where}: {name} is {root.get(name)!r:.80}")
+    if others or set(root) != set(_ROOT_FIELDS) or root["version"] != version:
+        raise FormatError(f"{where}: not the checkpoint of version {version}")
+    if (
+        not re.fullmatch(r"[0-9a-f]{64}", root["tip"])
+        or not 0 <= root["ts"] < 2**63
+        or not 0 <= root["next_trajectory_id"] <= 2**63
+        or root["samples"] < 0
+    ):
+        raise FormatError(f"{where}: tip, ts, samples or next id is malformed")
+    check_objects(root["bases"], where=where)
+    check_pins(root["pins"], where=where)
+    refs = [SegmentRef.parse(value, where=where) for value in root["segments"]]
+    if sum(int(ref.live.sum()) for ref in refs) != root["rows"]:
+        raise FormatError(f"{where}: its segments do not hold {root['rows']} rows")
+    schemas = parse_schemas(root["schemas"], where=where)
+    return {**root, "segments": tuple(refs), "schemas": schemas}
+
+
+def read_checkpoint(
+    storage: Storage, empty: Snapshot, *, version: int | None, at_ms: int | None
+) -> Snapshot:
+    """Return the newest valid checkpoint that is not later than asked for.
+
+    Args:
+        storage: where the buffer lies.
+        empty: the snapshot of version 0, returned if there is none.
+        version: highest version wanted.
+        at_ms: latest time wanted, ms since 1970.
+    """
+    for number, name in _checkpoint_names(storage):
+        if version is not None and number > version:
+            continue
+        try:
+            snapshot = load_checkpoint_file(storage, empty, name, version=number)
+        except (FormatError, NotFoundError):
+            continue  # the commits say the same; `zarrbuf verify` reports it
+        if at_ms is None or snapshot.ts <= at_ms:
+            return snapshot
+    return empty
+
+
+def _checkpoint_names(storage: Storage) -> Sequence[tuple[int, str]]:
+    """Return versions and names of all checkpoints, newest first."""
+    names = storage.list_names(CHECKPOINT_DIR)
+    matches = [(CHECKPOINT_NAME.fullmatch(name), name) for name in names]
+    found = [(int(m[1]), f"{CHECKPOINT_DIR}/{name}") for m, name in matches if m]
+    return sorted(found, reverse=True)
+
+
+def load_checkpoint_file(
+    storage: Storage, empty: Snapshot, name: str, *, version: int
+) -> Snapshot:
+    """Read one checkpoint with its segments.
+
+    Raises:
+        NotFoundError: if a file of it is missing.
+        FormatError: if a file of it is damaged.
+    """
+    where = storage.describe(name)
+    root = parse_checkpoint(storage.read(name), version=version, where=where)
+    refs: tuple[SegmentRef, ...] = root["segments"]
+    table = Rows.concat([read_segment(storage, ref) for ref in refs])
+    live = np.concatenate([np.zeros(0, np.bool_), *(ref.live for ref in refs)])
+    snapshot = dataclasses.replace(
+        empty,
+        version=root["version"],
+        tip=root["tip"],
+        ts=root["ts"],
+        table=table,
+        live=live,
+        segments=refs,
+        schemas=root["schemas"],
+        bases=tuple(root["bases"]),
+        config=root["config"],
+        state=root["state"],
+        pins=root["pins"],
+        next_trajectory_id=root["next_trajectory_id"],
+    )
+    if int(table.trajectory_ids.max(initial=-1)) >= snapshot.next_trajectory_id:
+        raise FormatError(f"{where}: an id is not below its next_trajectory_id")
+    if snapshot.rows.total_samples != root["samples"]:
+        raise FormatError(
+            f"{where}: its segments do not hold {root['samples']} samples"
+        )
+    return snapshot
+
+
+def check_checkpoints(storage: Storage, empty: Snapshot) -> int:
+    """Read every checkpoint with its segments.
+
+    Returns:
+        How many there are.
+
+    Raises:
+        FormatError: naming the first that is damaged.
+        NotFoundError: naming the first whose segment is missing.
+    """
+    names = _checkpoint_names(storage)
+    for version, name in names:
+        load_checkpoint_file(storage, empty, name, version=version)
+    return len(names)

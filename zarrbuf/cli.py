@@ -1,0 +1,228 @@
+"""The command line: one command, one call, then text or JSON and an exit code.
+
+Exit codes: 0 done; 1 what was asked for cannot be had (nothing there, damaged, full);
+2 the call is wrong. An error is one line on standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+import click
+from tqdm import tqdm
+
+import zarrbuf
+from zarrbuf.errors import InvalidInputError, ZarrbufError
+
+_JSON_OPTION: Final = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object."
+)
+
+
+class _Group(click.Group):
+    """Turns the errors of this project into one line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ZarrbufError as exc:
+            click.echo(f"zarrbuf: {printable(str(exc))}", err=True)
+            ctx.exit(2 if isinstance(exc, InvalidInputError) else 1)
+
+
+def printable(text: str) -> str:
+    """Escape what a terminal would obey: names come from files of others."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _print_json(value: Mapping[str, Any]) -> None:
+    click.echo(json.dumps(value, indent=2))
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on a terminal; be quiet in a pipe."""
+    with tqdm(desc=what, unit=" trajectories", disable=None, leave=False) as bar:
+
+        def update(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield update
+
+
+def format_bytes(count: float) -> str:
+    """Return a number of bytes for people, in powers of 1024."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(zarrbuf.__version__, prog_name="zarrbuf")
+def main() -> None:
+    """Replay buffers of trajectories as Zarr archives.
+
+    A PATH is a buffer of zarrbuf's, or a folder of RLinf's pt or pkl files; which one
+    it is is seen from what lies there.
+    """
+
+
+@main.command()
+@click.argument("source", metavar="SRC")
+@click.argument("destination", metavar="DST")
+@click.option("--to", type=click.Choice(["zarr", "pt", "pkl"]), default="zarr")
+@click.option("--codec", type=click.Choice(["lz4", "zstd", "none"]), default="lz4")
+@_JSON_OPTION
+def convert(source: str, destination: str, to: str, codec: str, as_json: bool) -> None:
+    """Convert the buffer at SRC into a new one at DST, losslessly."""
+    with _progress("convert") as progress:
+        done = zarrbuf.convert(
+            source, destination, to=to, codec=codec, progress=progress
+        )
+    if as_json:
+        _print_json(done.to_json())
+        return
+    ratio = done.source_bytes / max(1, done.destination_bytes)
+    click.echo(
+        f"{printable(done.destination)}: {done.num_trajectories} trajectories, "
+        f"{done.total_samples} samples, {done.source_format} -> "
+        f"{done.destination_format}, {format_bytes(done.source_bytes)} -> "
+        f"{format_bytes(done.destination_bytes)} (1/{ratio:.1f} of the size)"
+    )
+
+
+@main.command()
+@click.option("--load-path", required=True, metavar="PATH", help="What to sample.")
+@click.option("--num-chunks", type=int, required=True, help="Transitions to draw.")
+@click.option(
+    "--sample-window-size",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Draw from the newest so many trajectories; 0 for all.",
+)
+@click.option("--cache-size", type=int, default=5, show_default=True)
+@click.option("--enable-cache", is_flag=True, help="Keep small fields decoded.")
+@click.option("--seed", type=int, help="Start the draws at this seed.")
+@_JSON_OPTION
+def sample(
+    load_path: str,
+    num_chunks: int,
+    sample_window_size: int,
+    cache_size: int,
+    enable_cache: bool,
+    seed: int | None,
+    as_json: bool,
+) -> None:
+    """Draw one batch and say what is in it and what it cost."""
+    buffer = zarrbuf.TrajectoryReplayBuffer(
+        enable_cache=enable_cache,
+        cache_size=cache_size,
+        sample_window_size=sample_window_size,
+    )
+    started = time.perf_counter()
+    buffer.load_checkpoint(load_path)
+    opened = time.perf_counter()
+    if seed is not None:
+        buffer.manual_seed(seed)
+    batch = buffer.sample(num_chunks=num_chunks)
+    drawn = time.perf_counter()
+    report: dict[str, Any] = {
+        "batch": dict(_describe(batch)),
+        "open_seconds": opened - started,
+        "sample_seconds": drawn - opened,
+        "stats": buffer.get_stats(),
+    }
+    if as_json:
+        _print_json(report)
+        return
+    for name, field in report["batch"].items():
+        click.echo(f"{printable(name):32} {field['shape']!s:24} {field['dtype']}")
+    stats = report["stats"]
+    click.echo(
+        f"{num_chunks} of {stats['total_samples']} samples in "
+        f"{stats['num_trajectories']} trajectories, drawn in "
+        f"{1e3 * report['sample_seconds']:.1f} ms (opened in "
+        f"{1e3 * report['open_seconds']:.1f} ms); read {stats['chunks_read']} chunks, "
+        f"{format_bytes(stats['bytes_read'])} stored, "
+        f"{format_bytes(stats['bytes_decoded'])} decoded"
+    )
+
+
+def _describe(batch: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name in sorted(batch):
+        value = batch[name]
+        if isinstance(value, Mapping):
+            yield from _describe(value, f"{prefix}{name}/")
+        else:
+            shape, dtype = list(value.shape), str(value.dtype).removeprefix("torch.")
+            yield f"{prefix}{name}", {"shape": shape, "dtype": dtype}
+
+
+@main.command()
+@click.argument("path")
+@_JSON_OPTION
+def info(path: str, as_json: bool) -> None:
+    """Say what the buffer at PATH holds, in a few lines."""
+    summary = zarrbuf.list_buffer(path).to_json()
+    if as_json:
+        _print_json(summary)
+        return
+    schemas = summary.pop("schemas", {})
+    for name, value in summary.items():
+        text = f"{value} ({format_bytes(value)})" if name == "bytes" else str(value)
+        click.echo(f"{name:20} {printable(text)}")
+    for schema_id, fields in schemas.items():
+        click.echo(f"schema {schema_id}")
+        for field, spec in fields.items():
+            click.echo(f"  {printable(field):30} {spec['dtype']:10} {spec['shape']}")
+
+
+@main.command(name="ls")
+@click.argument("path")
+@_JSON_OPTION
+def list_trajectories(path: str, as_json: bool) -> None:
+    """List the trajectories of the buffer at PATH."""
+    listing = zarrbuf.list_buffer(path)
+    rows = (listing.rows.row(position) for position in range(len(listing.rows)))
+    if as_json:
+        entries = [zarrbuf.row_json(row, name=listing.name(row)) for row in rows]
+        _print_json({"path": listing.path, "trajectories": entries})
+        return
+    for row in rows:
+        size = format_bytes(row.size) if row.size else ""
+        shape = f"T={row.num_steps} B={row.num_envs}"
+        click.echo(f"{printable(listing.name(row)):64} {shape:16} {size}")
+
+
+@main.command()
+@click.argument("path")
+@_JSON_OPTION
+def verify(path: str, as_json: bool) -> None:
+    """Read every byte of the buffer at PATH; exit 1 if anything is wrong."""
+    with _progress("verify") as progress:
+        result = zarrbuf.verify(path, progress=progress)
+    if as_json:
+        _print_json(result.to_json())
+    else:
+        for problem in result.problems:
+            click.echo(f"damaged: {printable(problem)}")
+        click.echo(
+            f"{result.num_trajectories} trajectories, {result.num_commits} commits, "
+            f"{result.num_chunks} chunks, {format_bytes(result.num_bytes)} read: "
+            + ("sound" if result.is_sound else f"{len(result.problems)} problems")
+        )
+    if not result.is_sound:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

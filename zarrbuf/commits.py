@@ -1,0 +1,378 @@
+"""The commit log of a buffer on a storage: create, open, refresh, commit.
+
+Owns the one exclusive creation that makes a change visible, and what is done when
+its answer is lost. Rows, actions and snapshots are values of `manifest`; columnar
+snapshots of the log are written by `checkpoints`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import socket
+import time
+import uuid as uuid_module
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from zarrbuf.checkpoints import read_checkpoint, read_segment, write_checkpoint
+from zarrbuf.errors import (
+    CommitUnknownError,
+    ConflictError,
+    FormatError,
+    InvalidInputError,
+    NotFoundError,
+    StorageError,
+    UnsupportedVersionError,
+    ZarrbufError,
+)
+from zarrbuf.format import COMMIT_NAME, MANIFEST_DIR, ROOT_NAME, commit_path, new_uuid
+from zarrbuf.manifest import (
+    Action,
+    Commit,
+    Snapshot,
+    apply_commits,
+    encode_commit,
+    parse_commit,
+    sha256_hex,
+)
+from zarrbuf.metadata import check_spec, encode_json, parse_json
+from zarrbuf.storage import Outcome, Storage
+
+CHECKPOINT_INTERVAL: Final = 256
+"""Whoever makes a commit whose number this divides writes a checkpoint too."""
+_MAX_WINDOW: Final = 64
+_COMMIT_METHODS: Final = ("link", "if-none-match", "generation", "lock", "single")
+
+Build = Callable[[Snapshot], Sequence[Action]]
+
+
+def encode_root(storage: Storage) -> bytes:
+    """Return the bytes of a fresh `zarrbuf.json`."""
+    return encode_json(
+        {
+            "format": "zarrbuf",
+            "spec": 1,
+            "uuid": new_uuid(),
+            "created_ms": time.time_ns() // 1_000_000,
+            "commit": storage.commit_method,
+            "features": [],
+        }
+    )
+
+
+def parse_root(data: bytes, *, where: str) -> dict[str, Any]:
+    """Check and return `zarrbuf.json`.
+
+    Raises:
+        FormatError: if it is malformed.
+        UnsupportedVersionError: if it is of a newer spec or asks for unknown features.
+    """
+    root = parse_json(data, where=where)
+    if root.get("format") != "zarrbuf":
+        raise FormatError(f"{where}: format is {root.get('format')!r:.40}")
+    check_spec(root.get("spec"), where=where)
+    fields = {"uuid": str, "created_ms": int, "commit": str, "features": list}
+    for name, kind in fields.items():
+        if type(root.get(name)) is not kind:
+            raise FormatError(f"{where}: {name} is {root.get(name)!r:.80}")
+    if (
+        set(root) != {"format", "spec", *fields}
+        or not re.fullmatch(r"[0-9a-f]{32}", root["uuid"])
+        or root["created_ms"] < 0
+    ):
+        raise FormatError(f"{where}: not the identity of a buffer: {root!r:.200}")
+    if root["features"] or root["commit"] not in _COMMIT_METHODS:
+        raise UnsupportedVersionError(
+            f"{where}: features {root['features']!r:.80} and commit method "
+            f"{root['commit']!r:.40} are not all known here; update zarrbuf"
+        )
+    return root
+
+
+class CommitLog:
+    """The log of one buffer. Not safe to share between threads without a lock.
+
+    Attributes:
+        storage: where it lies.
+        uuid: uuid of the buffer.
+        snapshot: what the log said when it was last read.
+    """
+
+    def __init__(self, storage: Storage, root: bytes) -> None:
+        """Use `open_log`, `create_log` or `open_or_create_log` instead."""
+        self.storage = storage
+        self.uuid: str = parse_root(root, where=storage.describe(ROOT_NAME))["uuid"]
+        self.snapshot = Snapshot(version=0, tip=sha256_hex(root))
+        self.writer = f"{socket.gethostname()}:{os.getpid()}"
+
+    def refresh(self, *, until: int | None = None, window: int = 1) -> Snapshot:
+        """Take in commits that came since, one request if there are none.
+
+        Args:
+            until: the last version to take in.
+            window: commits asked for at once at first; grows while there are more.
+
+        Raises:
+            FormatError: at a hole, a broken chain or a damaged commit, naming it.
+        """
+        commits = self._read_commits(self.snapshot, until=until, window=window)
+        if commits:
+            self.snapshot = apply_commits(
+                self.snapshot, commits, read_segment=self._read_segment
+            )
+        return self.snapshot
+
+    def _read_segment(self, ref: Any) -> Any:
+        return read_segment(self.storage, ref)
+
+    def _read_commits(
+        self, after: Snapshot, *, until: int | None, window: int
+    ) -> list[Commit]:
+        commits: list[Commit] = []
+        version, tip = after.version, after.tip
+        while until is None or version < until:
+            stop = version + 1 + window
+            numbers = range(
+                version + 1, stop if until is None else min(stop, until + 1)
+            )
+            for number, data in self._read_window(numbers):
+                where = self.storage.describe(commit_path(number))
+                commit = parse_commit(data, version=number, prev=tip, where=where)
+                commits.append(commit)
+                version, tip = number, commit.digest
+            if version < numbers[-1]:
+                break
+            window = min(2 * window, _MAX_WINDOW)
+        return commits
+
+    def _read_window(self, numbers: range) -> list[tuple[int, bytes]]:
+        """Read the commits of a window up to the first one that is absent."""
+        found = self.storage.read_existing([commit_path(n) for n in numbers])
+        for position, data in enumerate(found):
+            if data is not None:
+                continue
+            later = [n for n, d in zip(numbers, found, strict=True) if d is not None]
+            if any(n > numbers[position] for n in later):
+                # Both may have come between two reads: look again before complaining.
+                again = self.storage.read_existing([commit_path(numbers[position])])
+                if again[0] is None:
+                    raise FormatError(
+                        f"{self.storage.describe(commit_path(numbers[position]))} is "
+                        f"missing, though commit {later[-1]} is there"
+                    )
+            found = found[:position]
+            break
+        pairs = zip(numbers, found, strict=False)
+        return [(number, data) for number, data in pairs if data is not None]
+
+    def commit(
+        self, build: Build, *, op: str, deadline_s: float = 60.0
+    ) -> tuple[Snapshot, int]:
+        """Make one commit of the actions that `build` gives for the newest snapshot.
+
+        `build` is called again whenever somebody else was first, so it must number
+        new trajectories from `snapshot.next_trajectory_id`.
+
+        Args:
+            build: snapshot -> actions; no action means no commit.
+            op: what is done, for people who read the log.
+            deadline_s: seconds after which an unclear outcome is given up.
+
+        Returns:
+            The snapshot with the commit in it, and its version.
+
+        Raises:
+            CommitUnknownError: if it stayed unknown whether the commit landed.
+            StorageError: if the storage failed and the commit surely did not land.
+            InvalidInputError: if the commit would be larger than 16 MiB or break
+                another rule of the format; nothing was committed.
+        """
+        txn = uuid_module.uuid4().hex
+        deadline = time.monotonic() + deadline_s
+        self.refresh()
+        tries = 0
+        while True:
+            actions = tuple(build(self.snapshot))
+            if not actions:
+                return self.snapshot, self.snapshot.version
+            commit = self._next_commit(actions, txn=txn, op=op)
+            data, after = self._prepare(commit)
+            if self._create(commit, data, deadline):
+                return self._landed(after)
+            tries += 1
+            if time.monotonic() > deadline:
+                raise ConflictError(
+                    f"{self.storage.url}: other writers were first {tries} times "
+                    f"within {deadline_s:g} s; nothing was committed, try again"
+                )
+            time.sleep(random.uniform(0, min(0.001 * 2**tries, 0.1)))
+            self.refresh()
+
+    def _next_commit(self, actions: tuple[Action, ...], *, txn: str, op: str) -> Commit:
+        return Commit(
+            version=self.snapshot.version + 1,
+            txn=txn,
+            prev=self.snapshot.tip,
+            ts=max(time.time_ns() // 1_000_000, self.snapshot.ts + 1),
+            writer=self.writer,
+            op=op,
+            actions=actions,
+        )
+
+    def _prepare(self, commit: Commit) -> tuple[bytes, Snapshot]:
+        """Encode a commit and apply it: what breaks a rule must never land."""
+        name = self.storage.describe(commit_path(commit.version))
+        try:
+            data = encode_commit(commit)
+            found = parse_commit(
+                data, version=commit.version, prev=commit.prev, where=name
+            )
+            return data, apply_commits(
+                self.snapshot, [found], read_segment=self._read_segment
+            )
+        except (TypeError, ValueError) as exc:
+            raise InvalidInputError(f"nothing was committed: {exc}") from exc
+
+    def _create(self, commit: Commit, data: bytes, deadline: float) -> bool:
+        """Create the file of a commit; whether it is ours in the end.
+
+        Whatever the storage answered but "created": read the file back. Only its
+        content tells whether an answer was lost.
+        """
+        name = commit_path(commit.version)
+        is_unclear = False
+        while True:
+            failure: ZarrbufError | None = None
+            try:
+                outcome = self.storage.create(name, data)
+                if outcome is Outcome.CREATED:
+                    return True
+                is_unclear |= outcome is Outcome.UNKNOWN
+            except StorageError as exc:
+                failure = exc
+            try:
+                return commit.txn == self._read_txn(name, commit)
+            except NotFoundError:
+                # After an unclear answer the commit may still be on its way.
+                if failure is not None and not is_unclear:
+                    raise failure from None
+            except StorageError:
+                is_unclear = True
+            if time.monotonic() > deadline:
+                raise CommitUnknownError(
+                    f"{self.storage.describe(name)}: it stayed unknown whether commit "
+                    f"{commit.version} (txn {commit.txn}) landed; look for that txn in "
+                    "the log before trying again"
+                )
+            time.sleep(random.uniform(0.01, 0.1))
+
+    def _read_txn(self, name: str, ours: Commit) -> str:
+        found = parse_commit(
+            self.storage.read(name),
+            version=ours.version,
+            prev=ours.prev,
+            where=self.storage.describe(name),
+        )
+        return found.txn
+
+    def _landed(self, after: Snapshot) -> tuple[Snapshot, int]:
+        self.snapshot = after
+        if after.version % CHECKPOINT_INTERVAL == 0:
+            # Best effort: without it the next open reads more commits.
+            try:
+                self.snapshot = write_checkpoint(self.storage, self.snapshot)
+            except StorageError:
+                pass
+        return self.snapshot, after.version
+
+
+def open_log(
+    storage: Storage, *, version: int | None = None, at_ms: int | None = None
+) -> CommitLog:
+    """Open the log of an existing buffer, now or as it was.
+
+    Args:
+        storage: where it lies.
+        version: the last commit to take in; 0 is the empty buffer.
+        at_ms: take in commits made up to this time, ms since 1970.
+
+    Raises:
+        NotFoundError: if no buffer is there, or it has no such version.
+        FormatError: if a commit is missing, damaged or out of the chain.
+        UnsupportedVersionError: if the buffer is of a newer spec.
+    """
+    try:
+        root = storage.read(ROOT_NAME)
+    except NotFoundError as exc:
+        raise NotFoundError(
+            f"{storage.url} holds no zarrbuf buffer ({ROOT_NAME} is not there)"
+        ) from exc
+    log = CommitLog(storage, root)
+    log.snapshot = read_checkpoint(storage, log.snapshot, version=version, at_ms=at_ms)
+    if at_ms is not None:
+        version = _version_at(log, at_ms)
+    log.refresh(until=version, window=8)
+    if version is not None and log.snapshot.version != version:
+        raise NotFoundError(
+            f"{storage.url} has no version {version}; the newest is "
+            f"{log.snapshot.version}"
+        )
+    return log
+
+
+def _version_at(log: CommitLog, at_ms: int) -> int:
+    commits = log._read_commits(log.snapshot, until=None, window=8)
+    earlier = [commit.version for commit in commits if commit.ts <= at_ms]
+    return earlier[-1] if earlier else log.snapshot.version
+
+
+def create_log(storage: Storage, *, build: Build, op: str = "create") -> CommitLog:
+    """Create a buffer where there is none.
+
+    Args:
+        storage: where it shall lie.
+        build: gives the actions of the first commit: config, schemas, rows.
+        op: what is done, for people who read the log.
+
+    Raises:
+        ConflictError: if a buffer is there already.
+    """
+    root = encode_root(storage)
+    # Its uuid tells a root of ours, whose answer was lost, from somebody else's.
+    outcome = storage.create(ROOT_NAME, root)
+    if outcome is not Outcome.CREATED and storage.read(ROOT_NAME) != root:
+        raise ConflictError(f"{storage.url} holds a buffer already; open it instead")
+    log = CommitLog(storage, root)
+    log.commit(build, op=op)
+    return log
+
+
+def open_or_create_log(storage: Storage, *, config: Mapping[str, Any]) -> CommitLog:
+    """Open the buffer that is there, or create one; of two creators one wins."""
+    try:
+        return open_log(storage)
+    except NotFoundError:
+        pass
+    try:
+        return create_log(storage, build=lambda now: [now.meta_action(config=config)])
+    except ConflictError:
+        return open_log(storage)
+
+
+def list_versions(storage: Storage) -> list[int]:
+    """Return the numbers of all commits there are, ascending.
+
+    Raises:
+        FormatError: if a number between the first and the last is missing.
+    """
+    matches = [COMMIT_NAME.fullmatch(name) for name in storage.list_names(MANIFEST_DIR)]
+    versions = sorted(int(match[1]) for match in matches if match)
+    for expected, found in enumerate(versions, 1):
+        if expected != found:
+            raise FormatError(
+                f"{storage.describe(commit_path(expected))} is missing, though commit "
+                f"{versions[-1]} is there"
+            )
+    return versions

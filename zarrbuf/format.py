@@ -1,0 +1,374 @@
+"""Names and rules of the format: paths, dtypes, fields, chunks, key names.
+
+Pure: no I/O, no torch, no zarr. Every rule here is a sentence of docs/format.md;
+what lies in the bytes of a chunk, a zip or a commit is other rooms' business.
+
+Words: `T` steps and `B` environments, sample `i = t * B + b`. A *field* is one
+array of a trajectory, named by its path in the Zarr group (`obs/main_images`).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import uuid as uuid_module
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+from urllib.parse import quote, unquote
+
+import numpy as np
+import numpy.typing as npt
+
+from zarrbuf.errors import FormatError, InvalidInputError
+
+AnyArray = npt.NDArray[Any]
+Rows = Literal["step", "start", "end", "whole"]
+
+SPEC: Final = 1
+BIG_ROW_BYTES: Final = 4096
+"""A field whose [t, b] row has at least this many bytes has one row a chunk."""
+SMALL_CHUNK_BYTES: Final = 1 << 20
+"""A small field is one chunk up to this size and is split along time above it."""
+MAX_NAME_BYTES: Final = 1024
+
+# Names of the objects of a buffer (docs/format.md, section 1).
+ROOT_NAME: Final = "zarrbuf.json"
+MANIFEST_DIR: Final = "manifest"
+CHECKPOINT_DIR: Final = "checkpoint"
+SEGMENT_DIR: Final = "segment"
+TRAJECTORY_DIR: Final = "trajectories"
+TMP_DIR: Final = "tmp"
+COMMIT_NAME: Final = re.compile(r"(\d{20})\.json")
+CHECKPOINT_NAME: Final = re.compile(r"(\d{20})\.[0-9a-f]{8}\.json")
+TRAJECTORY_PATH: Final = re.compile(
+    r"trajectories/([0-9a-f]{2})/(\1[0-9a-f]{30})\.zarr\.zip"
+)
+SEGMENT_PATH: Final = re.compile(r"segment/[0-9a-f]{32}\.zarr\.zip")
+
+# torch dtype name -> dtype of the stored array. The names on the left are those
+# of `str(torch.dtype)`; where they differ from NumPy's, the array carries the
+# attribute `torch_dtype`.
+_NUMPY_DTYPES: Final = (
+    "bool",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "float16",
+    "float32",
+    "float64",
+    "complex64",
+    "complex128",
+)
+STORED_DTYPE: Final[Mapping[str, str]] = {
+    **{name: name for name in _NUMPY_DTYPES},
+    "bfloat16": "uint16",
+    "float8_e4m3fn": "uint8",
+    "float8_e4m3fnuz": "uint8",
+    "float8_e5m2": "uint8",
+    "float8_e5m2fnuz": "uint8",
+    "float8_e8m0fnu": "uint8",
+}
+
+TENSOR_FIELDS: Final = (
+    "actions",
+    "intervene_flags",
+    "rewards",
+    "terminations",
+    "truncations",
+    "dones",
+    "prev_logprobs",
+    "prev_values",
+    "versions",
+)
+DICT_FIELDS: Final = ("forward_inputs", "curr_obs", "next_obs")
+EXTRA_ROWS: Final[Mapping[str, Rows]] = {
+    "terminations": "start",
+    "truncations": "start",
+    "dones": "start",
+    "prev_values": "end",
+}
+"""Fields that may have one row more per rollout epoch, and at which end of it."""
+
+
+def new_uuid() -> str:
+    """Return a fresh random uuid, 32 hex digits."""
+    return uuid_module.uuid4().hex
+
+
+def commit_path(version: int) -> str:
+    """Return the path of commit `version` below the root."""
+    return f"{MANIFEST_DIR}/{version:020d}.json"
+
+
+def checkpoint_path(version: int) -> str:
+    """Return a fresh path for a checkpoint of the log at `version`."""
+    return f"{CHECKPOINT_DIR}/{version:020d}.{new_uuid()[:8]}.json"
+
+
+def segment_path() -> str:
+    """Return a fresh path for a segment of manifest rows."""
+    return f"{SEGMENT_DIR}/{new_uuid()}.zarr.zip"
+
+
+def trajectory_path(uuid: str) -> str:
+    """Return the path of the trajectory `uuid` (32 hex digits) below the root."""
+    return f"{TRAJECTORY_DIR}/{uuid[:2]}/{uuid}.zarr.zip"
+
+
+def trajectory_name(trajectory_id: int, model_weights_id: str, suffix: str) -> str:
+    """Return the name a person knows a trajectory by."""
+    return f"trajectory_{trajectory_id}_{model_weights_id}.{suffix}"
+
+
+def encode_key(key: str) -> str:
+    """Percent-encode one dictionary key into a Zarr node name.
+
+    Letters, digits, `-`, `_` and `.` stay; all else becomes `%XX` of its UTF-8
+    bytes, and so does the first character of what Zarr reserves (names of dots
+    only, a leading `__`) and of `zarr.json`, which would shadow metadata.
+
+    Raises:
+        InvalidInputError: if the key is no string, empty, not UTF-8 or too long.
+    """
+    if not isinstance(key, str) or not key:
+        raise InvalidInputError(
+            f"key {key!r} is not allowed: keys are non-empty strings"
+        )
+    try:
+        name = quote(key, safe="").replace("~", "%7E")
+    except UnicodeEncodeError as exc:
+        raise InvalidInputError(
+            f"key {key!r} is not allowed: it is no valid UTF-8"
+        ) from exc
+    if name.strip(".") == "" or name.startswith("__") or name == "zarr.json":
+        name = f"%{ord(name[0]):02X}{name[1:]}"
+    if len(name) > MAX_NAME_BYTES:
+        raise InvalidInputError(
+            f"key {key[:40]!r}... is too long: {len(name)} bytes encoded, "
+            f"at most {MAX_NAME_BYTES} are allowed"
+        )
+    return name
+
+
+def decode_key(name: str) -> str:
+    """Return the dictionary key of a Zarr node name, see `encode_key`."""
+    return unquote(name, errors="strict")
+
+
+@dataclass(frozen=True, slots=True)
+class FieldSpec:
+    """What all trajectories of a schema share about one field.
+
+    Attributes:
+        dtype: torch dtype name, a key of `STORED_DTYPE`.
+        shape: shape of one sample; for `rows="whole"` the shape of the array.
+        rows: "step" for T rows; "start" or "end" for T + E rows whose extra row
+            stands first or last in each of E rollout epochs; "whole" for arrays of
+            fewer than two dimensions, which are kept but never sampled.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    rows: Rows
+
+    @property
+    def stored(self) -> np.dtype[Any]:
+        """The dtype of the stored array."""
+        return np.dtype(STORED_DTYPE[self.dtype])
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one sample."""
+        return math.prod(self.shape) * self.stored.itemsize
+
+    @property
+    def is_big(self) -> bool:
+        """Whether each sample is a chunk of its own."""
+        return self.rows != "whole" and self.row_bytes >= BIG_ROW_BYTES
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the spec as it stands in attributes and in the manifest."""
+        return {"dtype": self.dtype, "rows": self.rows, "shape": list(self.shape)}
+
+
+Schema = Mapping[str, FieldSpec]
+
+
+def parse_schema(fields: Any, *, where: str) -> dict[str, FieldSpec]:
+    """Turn the JSON form of a schema into field specs.
+
+    Args:
+        fields: field path -> `{"dtype", "rows", "shape"}`.
+        where: what the schema was read from, for the message.
+
+    Raises:
+        FormatError: if the value is not such a mapping.
+    """
+    if not isinstance(fields, dict):
+        raise FormatError(f"{where}: a schema must be an object, not {fields!r:.80}")
+    return {
+        name: _parse_field(name, value, where=where) for name, value in fields.items()
+    }
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_field_path(path: str) -> bool:
+    """Whether a writer would have given this path to a field."""
+    group, *names = path.split("/")
+    if not names:
+        return group in TENSOR_FIELDS
+    try:
+        canonical = all(encode_key(decode_key(name)) == name for name in names)
+    except ValueError:
+        return False
+    return canonical and group in (*DICT_FIELDS, "obs")
+
+
+def _parse_field(name: str, value: Any, *, where: str) -> FieldSpec:
+    if not isinstance(value, dict) or set(value) != {"dtype", "rows", "shape"}:
+        raise FormatError(
+            f"{where}: field {name!r:.80} must have exactly dtype, rows and shape"
+        )
+    if not _is_field_path(name):
+        raise FormatError(f"{where}: {name!r:.80} is no name of a field")
+    dtype, rows, shape = value["dtype"], value["rows"], value["shape"]
+    if not isinstance(dtype, str) or dtype not in STORED_DTYPE:
+        raise FormatError(
+            f"{where}: field {name!r:.80} has dtype {dtype!r:.40}; "
+            f"allowed are {', '.join(STORED_DTYPE)}"
+        )
+    if rows not in ("step", "start", "end", "whole"):
+        raise FormatError(f"{where}: field {name!r:.80} has rows {rows!r:.40}")
+    if (
+        not isinstance(shape, list)
+        or len(shape) > 30
+        or not all(type(n) is int and 0 <= n < 2**40 for n in shape)
+    ):
+        raise FormatError(f"{where}: field {name!r:.80} has shape {shape!r:.80}")
+    return FieldSpec(dtype, tuple(shape), rows)
+
+
+def is_staged(field: str) -> bool:
+    """Whether a field holds current and next observation on a first axis."""
+    return field.startswith("obs/")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchField:
+    """One field of a batch and where a trajectory keeps it.
+
+    Attributes:
+        name: the name in the batch, `curr_obs/main_images`.
+        field: the field of the archive, `obs/main_images`.
+        stage: index on the stage axis, or None where the field has none.
+        spec: dtype, sample shape, rows.
+    """
+
+    name: str
+    field: str
+    stage: int | None
+    spec: FieldSpec
+
+
+def batch_fields(schema: Schema) -> Iterator[BatchField]:
+    """Yield the fields of a batch that trajectories of `schema` can serve."""
+    for field, spec in schema.items():
+        if spec.rows == "whole":
+            continue
+        if is_staged(field):
+            for stage, group in enumerate(("curr_obs", "next_obs")):
+                yield BatchField(f"{group}/{field[4:]}", field, stage, spec)
+        else:
+            yield BatchField(field, field, None, spec)
+
+
+def array_shape(
+    spec: FieldSpec, *, num_rows: int, num_envs: int, staged: bool
+) -> tuple[int, ...]:
+    """Return the shape of the stored array of a field.
+
+    Args:
+        spec: the field.
+        num_rows: rows on the time axis, extra rows included.
+        num_envs: `B`.
+        staged: whether a stage axis of 2 comes first.
+    """
+    if spec.rows == "whole":
+        return spec.shape
+    return (*((2,) if staged else ()), num_rows, num_envs, *spec.shape)
+
+
+def step_rows(rows: Rows, num_rows: int, num_steps: int) -> AnyArray:
+    """Return which rows of the time axis are the T steps.
+
+    Args:
+        rows: where the extra row of each rollout epoch stands.
+        num_rows: rows stored, `T + E`.
+        num_steps: `T`.
+
+    Returns:
+        int64 [T], ascending; without extra rows `arange(T)`.
+    """
+    num_epochs = num_rows - num_steps
+    index = np.arange(num_rows, dtype=np.int64)
+    if num_epochs == 0:
+        return index
+    epochs = index.reshape(num_epochs, num_steps // num_epochs + 1)
+    kept = epochs[:, 1:] if rows == "start" else epochs[:, :-1]
+    return kept.reshape(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkGrid:
+    """How an array is cut: one shard of equal inner chunks.
+
+    Attributes:
+        outer: shape of the shard, at least the array's; a whole number of `inner`.
+        inner: shape of one chunk.
+    """
+
+    outer: tuple[int, ...]
+    inner: tuple[int, ...]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Chunks along each axis."""
+        return tuple(o // i for o, i in zip(self.outer, self.inner, strict=True))
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks in the shard."""
+        return math.prod(self.counts)
+
+
+def chunk_grid(shape: tuple[int, ...], itemsize: int, *, staged: bool) -> ChunkGrid:
+    """Return the chunk grid that the format prescribes for an array.
+
+    Arrays of two or more dimensions (after the stage axis) are `[T, B, ...]`. A row
+    of at least `BIG_ROW_BYTES` is a chunk; smaller ones share one chunk, which is
+    split along time above `SMALL_CHUNK_BYTES`.
+
+    Args:
+        shape: shape of the whole array, at least one dimension.
+        itemsize: bytes of one element.
+        staged: whether the first axis is the stage axis.
+    """
+    full = tuple(max(1, n) for n in shape)
+    time = 1 if staged else 0
+    lead = time + 2
+    if len(shape) >= lead and math.prod(shape[lead:]) * itemsize >= BIG_ROW_BYTES:
+        return ChunkGrid(full, (1,) * lead + full[lead:])
+    pieces = -(-math.prod(full) * itemsize // SMALL_CHUNK_BYTES)
+    steps = -(-full[time] // min(pieces, full[time]))
+    rounded = -(-full[time] // steps) * steps
+    return ChunkGrid(
+        (*full[:time], rounded, *full[time + 1 :]),
+        (*full[:time], steps, *full[time + 1 :]),
+    )

@@ -1,0 +1,301 @@
+"""Run a read plan: opened archives, decoded small fields, one batch.
+
+Owns the bounds of what is kept open and decoded. Fills a batch chunk by chunk and
+reads nothing else of an archive. Knows no commit; archives come from a home.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from zarrbuf.archive import TrajectoryArchive
+from zarrbuf.format import AnyArray, BatchField, batch_fields, step_rows
+from zarrbuf.rows import Row, Rows
+from zarrbuf.sampling import Group, ReadPlan
+from zarrbuf.trajectory import to_tensor
+
+MAX_OPEN_ARCHIVES: Final = 4096
+"""Mapped files kept; Linux allows a process 65,530 mappings."""
+
+Value = TypeVar("Value")
+
+
+class Home(Protocol):
+    """Where the archives of some trajectories are."""
+
+    def open_archive(self, row: Row) -> TrajectoryArchive:
+        """Open one archive; raises NotFoundError, FormatError or StorageError."""
+        ...
+
+
+class LruCache(Generic[Value]):
+    """What was used last, bounded in cost and number; safe between threads."""
+
+    def __init__(self, *, max_cost: int, max_items: int) -> None:
+        """Keep at most `max_items` items, of `max_cost` together."""
+        self._max_cost = max_cost
+        self._max_items = max_items
+        self._items: OrderedDict[str, tuple[Value, int]] = OrderedDict()
+        self._lock = threading.Lock()
+        self.cost = 0
+
+    def get(self, key: str) -> Value | None:
+        """Return an item and mark it as used, or None."""
+        with self._lock:
+            item = self._items.get(key)
+            if item is None:
+                return None
+            self._items.move_to_end(key)
+            return item[0]
+
+    def put(self, key: str, value: Value, *, cost: int) -> None:
+        """Keep an item, unless it alone is beyond the bound; the oldest used go."""
+        with self._lock:
+            self._drop(key)
+            if cost > self._max_cost:
+                return
+            self._items[key] = (value, cost)
+            self.cost += cost
+            while self.cost > self._max_cost or len(self._items) > self._max_items:
+                self._drop(next(iter(self._items)))
+
+    def discard(self, key: str) -> None:
+        """Forget an item if it is there."""
+        with self._lock:
+            self._drop(key)
+
+    def _drop(self, key: str) -> None:
+        item = self._items.pop(key, None)
+        if item is not None:
+            self.cost -= item[1]
+
+    def clear(self) -> None:
+        """Forget all."""
+        with self._lock:
+            self._items.clear()
+            self.cost = 0
+
+    def __len__(self) -> int:
+        """Return the number of items kept."""
+        return len(self._items)
+
+
+@dataclass
+class ReadStats:
+    """What reading has cost so far. Bytes and chunks are those of big fields.
+
+    Attributes:
+        samples: samples put into batches.
+        chunks_read: chunks decoded for them.
+        bytes_read: stored bytes of these chunks.
+        bytes_decoded: decoded bytes of these chunks.
+        small_fields_decoded: trajectories whose small fields were decoded.
+        read_seconds: seconds spent in `read_batch`.
+    """
+
+    samples: int = 0
+    chunks_read: int = 0
+    bytes_read: int = 0
+    bytes_decoded: int = 0
+    small_fields_decoded: int = 0
+    read_seconds: float = 0.0
+
+
+class BatchReader:
+    """Reads batches from archives.
+
+    Attributes:
+        stats: what it has cost so far.
+    """
+
+    def __init__(self, *, cache_bytes: int, archive_bytes: int) -> None:
+        """Keep at most so much in memory.
+
+        Args:
+            cache_bytes: decoded small fields.
+            archive_bytes: archives that are held in memory, not mapped.
+        """
+        self._archives: LruCache[TrajectoryArchive] = LruCache(
+            max_cost=archive_bytes, max_items=MAX_OPEN_ARCHIVES
+        )
+        self._small: LruCache[AnyArray] = LruCache(
+            max_cost=cache_bytes, max_items=1 << 20
+        )
+        self.stats = ReadStats()
+
+    @property
+    def num_cached(self) -> int:
+        """Trajectories whose small fields are kept decoded."""
+        return len(self._small)
+
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes of decoded small fields."""
+        return self._small.cost
+
+    def clear(self) -> None:
+        """Forget everything that is kept."""
+        self._archives.clear()
+        self._small.clear()
+
+    def forget_archive(self, uuid: str) -> None:
+        """Drop an opened archive, because it has moved (from memory to disk)."""
+        self._archives.discard(uuid)
+
+    def archive(self, rows: Rows, position: int, home: Home) -> TrajectoryArchive:
+        """Return the archive of one row, opened or kept from before.
+
+        Raises:
+            NotFoundError: if it is not there.
+            FormatError: if it is damaged.
+        """
+        uuid = rows.uuid(position)
+        archive = self._archives.get(uuid)
+        if archive is None:
+            archive = home.open_archive(rows.row(position))
+            mapped = not isinstance(archive.source, bytes)
+            self._archives.put(uuid, archive, cost=0 if mapped else len(archive.source))
+        return archive
+
+    def read_batch(
+        self,
+        plan: ReadPlan,
+        fields: Sequence[BatchField],
+        open_archive: Callable[[int], TrajectoryArchive],
+    ) -> dict[str, torch.Tensor]:
+        """Read the samples of a plan.
+
+        Args:
+            plan: which samples.
+            fields: which fields, served by every trajectory of the plan.
+            open_archive: position in the window -> archive.
+
+        Returns:
+            Field name -> tensor [n, ...], writable, memory of its own.
+
+        Raises:
+            FormatError: if a chunk that is drawn is damaged.
+        """
+        started = time.perf_counter()
+        small = [field for field in fields if not field.spec.is_big]
+        big = [field for field in fields if field.spec.is_big]
+        batch = {
+            field.name: np.empty(
+                (plan.num_samples, *field.spec.shape), field.spec.stored
+            )
+            for field in fields
+        }
+        packed = np.empty(plan.num_samples, _packed_dtype(small))
+        for group in plan.groups:
+            archive = open_archive(group.position)
+            if small:
+                self._gather_small(archive, small, group, packed)
+            for field in big:
+                self._decode_big(archive, field, group, batch[field.name])
+        for field in small:
+            batch[field.name][...] = packed[field.name]
+        self.stats.samples += plan.num_samples
+        self.stats.read_seconds += time.perf_counter() - started
+        return {
+            field.name: to_tensor(batch[field.name], field.spec.dtype)
+            for field in fields
+        }
+
+    def _decode_big(
+        self,
+        archive: TrajectoryArchive,
+        field: BatchField,
+        group: Group,
+        out: AnyArray,
+    ) -> None:
+        here = archive.find(field.name)
+        chunks = _chunk_numbers(archive, here, group.flat)
+        ranges = archive.chunk_ranges(here.field)[chunks]
+        rows = out.reshape(len(out), -1)
+        decode = archive.decoder(here.field)
+        for (start, stop), row in zip(ranges.tolist(), group.out.tolist(), strict=True):
+            decode(start, stop, rows[row])
+        self.stats.chunks_read += len(chunks)
+        self.stats.bytes_read += int((ranges[:, 1] - ranges[:, 0]).sum())
+        self.stats.bytes_decoded += rows[:1].nbytes * len(chunks)
+
+    def _gather_small(
+        self,
+        archive: TrajectoryArchive,
+        fields: Sequence[BatchField],
+        group: Group,
+        packed: AnyArray,
+    ) -> None:
+        table = self._small_table(archive)
+        if table.dtype == packed.dtype:
+            # As plain bytes: NumPy copies structs field by field.
+            raw = np.dtype((np.void, packed.itemsize))
+            packed.view(raw)[group.out] = table.view(raw)[group.flat]
+            return
+        for field in fields:
+            packed[field.name][group.out] = table[field.name][group.flat]
+
+    def _small_table(self, archive: TrajectoryArchive) -> AnyArray:
+        uuid = archive.header.uuid
+        table = self._small.get(uuid)
+        if table is None:
+            table = decode_small_fields(archive)
+            self._small.put(uuid, table, cost=table.nbytes)
+            self.stats.small_fields_decoded += 1
+        return table
+
+
+def _packed_dtype(fields: Sequence[BatchField]) -> np.dtype[Any]:
+    return np.dtype(
+        [(field.name, field.spec.stored, field.spec.shape) for field in fields]
+    )
+
+
+def decode_small_fields(archive: TrajectoryArchive) -> npt.NDArray[np.void]:
+    """Decode all small fields of a trajectory into one table.
+
+    Returns:
+        Structured array [T * B], one column a batch field, extra rows trimmed.
+
+    Raises:
+        FormatError: if a chunk is damaged.
+    """
+    header = archive.header
+    fields = [f for f in sorted_fields(header.schema) if not f.spec.is_big]
+    table = np.empty(header.num_steps * header.num_envs, _packed_dtype(fields))
+    arrays = {name: archive.read_array(name) for name in {f.field for f in fields}}
+    for field in fields:
+        array = arrays[field.field]
+        if field.stage is not None:
+            array = array[field.stage]
+        kept = step_rows(field.spec.rows, len(array), header.num_steps)
+        table[field.name] = array[kept].reshape(-1, *field.spec.shape)
+    return table
+
+
+def sorted_fields(schema: Mapping[str, Any]) -> list[BatchField]:
+    """Return the batch fields of a schema by name."""
+    return sorted(batch_fields(schema), key=lambda field: field.name)
+
+
+def _chunk_numbers(
+    archive: TrajectoryArchive, field: BatchField, flat: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Return the chunk of each sample of a big field."""
+    header = archive.header
+    num_rows = archive.num_rows(field.field)
+    chunks = flat
+    if num_rows != header.num_steps:
+        step, env = np.divmod(flat, header.num_envs)
+        kept = step_rows(field.spec.rows, num_rows, header.num_steps)
+        chunks = kept[step] * header.num_envs + env
+    return chunks + (field.stage or 0) * num_rows * header.num_envs

@@ -1,0 +1,181 @@
+"""A folder of RLinf's files as a store, so that it is sampled like any other.
+
+A file is read and encoded in memory when it is first touched; the reader keeps the
+archive within its bound. The files themselves are the business of `rlinf_files`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from zarrbuf.archive import TrajectoryArchive
+from zarrbuf.errors import FormatError, InvalidInputError, NotFoundError
+from zarrbuf.format import Schema, trajectory_name
+from zarrbuf.rlinf_files import (
+    encode_trajectory_file,
+    read_trajectory_file,
+    replace_file,
+)
+from zarrbuf.rlinf_index import (
+    INDEX_NAME,
+    METADATA_NAME,
+    FileFormat,
+    RlinfIndex,
+    encode_index,
+    is_rlinf_folder,
+    list_files,
+    read_index,
+)
+from zarrbuf.rows import Row, Rows
+from zarrbuf.stores import NewTrajectory, TrajectoryStore
+from zarrbuf.trajectory import Trajectory, decode_trajectory, encode_trajectory
+
+
+class RlinfStore(TrajectoryStore):
+    """A folder of RLinf's files.
+
+    One process appends to a folder at a time, as with RLinf. The two JSON files are
+    replaced as a whole, after the trajectories they name are durable.
+
+    Attributes:
+        folder: where it lies.
+        index: what its JSON files say.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], index: RlinfIndex) -> None:
+        """Use `open` or `open_or_create` instead."""
+        self.folder = Path(path)
+        self.index = index
+        self.suffix = index.file_format
+        self._schemas: dict[str, Schema] = {}
+        self._rows = Rows.of(index.rows)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> RlinfStore:
+        """Open an existing folder.
+
+        Raises:
+            NotFoundError: if it is no folder of RLinf's, or a file is missing.
+            FormatError: if its JSON files are damaged.
+        """
+        if not is_rlinf_folder(path):
+            raise NotFoundError(f"{path} holds no replay buffer of RLinf")
+        return cls(path, read_index(path))
+
+    @classmethod
+    def open_or_create(
+        cls, path: str | os.PathLike[str], *, seed: int | None, file_format: FileFormat
+    ) -> RlinfStore:
+        """Open the folder that is there, or make one of `file_format`.
+
+        Raises:
+            InvalidInputError: if the folder holds the other format.
+        """
+        if is_rlinf_folder(path):
+            store = cls.open(path)
+            if store.suffix != file_format:
+                raise InvalidInputError(
+                    f"{path} holds {store.suffix} files; trajectory_format is "
+                    f"{file_format!r}, use another folder or convert it first"
+                )
+            return store
+        store = cls(path, RlinfIndex(file_format, seed=1234 if seed is None else seed))
+        # Files whose index was lost keep their names: new ids go on after them.
+        lost = list_files(store.folder) if store.folder.is_dir() else {}
+        store.index.counter = max((number + 1 for number in lost), default=0)
+        store.write_index()
+        return store
+
+    @property
+    def rows(self) -> Rows:  # noqa: D102
+        return self._rows
+
+    @property
+    def next_trajectory_id(self) -> int:  # noqa: D102
+        return self.index.counter
+
+    @property
+    def state(self) -> Mapping[str, Any] | None:  # noqa: D102
+        generator = self.index.generator
+        return None if generator is None else {"generator": generator}
+
+    @property
+    def seed(self) -> int | None:  # noqa: D102
+        return self.index.seed
+
+    def schema(self, row: Row) -> Schema:  # noqa: D102
+        if row.uuid not in self._schemas:
+            self.open_archive(row)
+        return self._schemas[row.uuid]
+
+    def path_of(self, row: Row) -> Path:
+        """Return the file of a trajectory."""
+        return self.folder / self.index.names[row.trajectory_id]
+
+    def num_bytes(self, row: Row) -> int:  # noqa: D102
+        return self.path_of(row).stat().st_size
+
+    def read_trajectory(self, row: Row) -> Trajectory:  # noqa: D102
+        return read_trajectory_file(self.path_of(row))
+
+    def open_archive(self, row: Row) -> TrajectoryArchive:
+        """Read the file of a row and encode it in memory.
+
+        Raises:
+            NotFoundError: if the file is missing.
+            FormatError: if it is damaged or of another shape than the index says.
+        """
+        path = self.path_of(row)
+        trajectory = self.read_trajectory(row)
+        try:
+            encoded = encode_trajectory(trajectory, uuid=row.uuid, codec="lz4")
+        except InvalidInputError as exc:
+            raise FormatError(f"{path}: {exc}") from exc
+        header = encoded.header
+        if (header.num_steps, header.num_envs) != (row.num_steps, row.num_envs):
+            raise FormatError(
+                f"{path}: holds T={header.num_steps}, B={header.num_envs}; the index "
+                f"says T={row.num_steps}, B={row.num_envs}"
+            )
+        self._schemas[row.uuid] = header.schema
+        return TrajectoryArchive(encoded.data, name=str(path))
+
+    def append(self, items: Sequence[NewTrajectory]) -> None:  # noqa: D102
+        for item in items:
+            if all(row.uuid != item.row.uuid for row in self.index.rows):
+                self._append_one(item)
+        self._rows = Rows.of(self.index.rows)
+        self.write_index()
+
+    def _append_one(self, item: NewTrajectory) -> None:
+        file_format: FileFormat = self.index.file_format
+        name = trajectory_name(
+            item.row.trajectory_id, item.row.model_weights_id, file_format
+        )
+        archive = TrajectoryArchive(item.encoded.data, name=name)
+        data = encode_trajectory_file(decode_trajectory(archive), file_format)
+        replace_file(self.folder / name, data)
+        self._schemas[item.row.uuid] = item.encoded.header.schema
+        self.index.rows.append(item.row)
+        self.index.names[item.row.trajectory_id] = name
+        self.index.counter = max(self.index.counter, item.row.trajectory_id + 1)
+
+    def write_index(self) -> None:
+        """Replace the two JSON files; the index first, the metadata last.
+
+        Raises:
+            StorageError: if the storage failed; the old ones are as they were.
+        """
+        metadata, index = encode_index(self.index)
+        replace_file(self.folder / INDEX_NAME, index)
+        replace_file(self.folder / METADATA_NAME, metadata)
+
+    def remove_all(self, *, reason: str) -> None:
+        """Take every row off the index; the files stay where they are."""
+        self.index.rows = []
+        self.index.names = {}
+        self._rows = Rows.of([])
+        self.write_index()

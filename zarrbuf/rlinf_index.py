@@ -1,0 +1,205 @@
+"""The two JSON files of RLinf's folders, and the names of the files beside them.
+
+Torch-free, so that listing a folder is quick. What is in the trajectory files is the
+business of `rlinf_files`. Local paths only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from zarrbuf.errors import FormatError, NotFoundError, StorageError
+from zarrbuf.format import trajectory_name
+from zarrbuf.metadata import parse_json
+from zarrbuf.rows import Row
+
+FileFormat = Literal["pt", "pkl"]
+FILE_FORMATS: Final = ("pt", "pkl")
+METADATA_NAME: Final = "metadata.json"
+INDEX_NAME: Final = "trajectory_index.json"
+OLD_INDEX_NAME: Final = "trajector_index.json"
+UNKNOWN_SCHEMA: Final = "0" * 16
+"""Schema of a row whose file was not opened yet."""
+_FILE_NAME: Final = re.compile(r"trajectory_(\d+)_(.*)\.(pt|pkl)")
+
+
+@dataclass
+class RlinfIndex:
+    """What the two JSON files of a folder say.
+
+    Attributes:
+        file_format: "pt" or "pkl".
+        seed: seed of the generator.
+        counter: id of the next trajectory.
+        rows: one a trajectory, in order of the list.
+        names: trajectory id -> file name.
+        generator: state of the generator, if zarrbuf wrote the folder.
+    """
+
+    file_format: FileFormat
+    seed: int = 1234
+    counter: int = 0
+    rows: list[Row] = field(default_factory=list)
+    names: dict[int, str] = field(default_factory=dict)
+    generator: str | None = None
+
+
+def is_rlinf_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether a local folder looks like one of RLinf's replay buffers."""
+    folder = Path(path)
+    return any(
+        (folder / name).is_file()
+        for name in (METADATA_NAME, INDEX_NAME, OLD_INDEX_NAME)
+    )
+
+
+def read_index(path: str | os.PathLike[str]) -> RlinfIndex:
+    """Read the two JSON files of a folder and find the file of each trajectory.
+
+    Raises:
+        NotFoundError: if a file that the index names is missing.
+        FormatError: if a JSON file is missing, damaged or malformed.
+    """
+    folder = Path(path)
+    metadata = _read_json(folder / METADATA_NAME)
+    name = INDEX_NAME if (folder / INDEX_NAME).exists() else OLD_INDEX_NAME
+    index = _read_json(folder / name)
+    file_format = metadata.get("trajectory_format", "pt")
+    if file_format not in FILE_FORMATS:
+        raise FormatError(
+            f"{folder / METADATA_NAME}: trajectory_format is {file_format!r:.40}; "
+            f"allowed are {', '.join(FILE_FORMATS)}"
+        )
+    entries, ids = index.get("trajectory_index"), index.get("trajectory_id_list")
+    where = str(folder / name)
+    if not isinstance(entries, dict) or not isinstance(ids, list):
+        raise FormatError(f"{where}: trajectory_index or trajectory_id_list is missing")
+    if len(set(map(str, ids))) != len(ids):
+        raise FormatError(f"{where}: trajectory_id_list names an id twice")
+    rows = [_parse_entry(number, entries, folder, where=where) for number in ids]
+    highest = max((row.trajectory_id for row in rows), default=-1)
+    files = list_files(folder)
+    extra = metadata.get("zarrbuf")
+    return RlinfIndex(
+        file_format,
+        seed=_integer(metadata, "seed", 1234, where=str(folder / METADATA_NAME)),
+        counter=max(
+            highest + 1,
+            _integer(
+                metadata, "trajectory_counter", 0, where=str(folder / METADATA_NAME)
+            ),
+        ),
+        rows=rows,
+        names={row.trajectory_id: _find_file(files, row, folder) for row in rows},
+        generator=extra.get("generator") if isinstance(extra, dict) else None,
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return parse_json(path.read_bytes(), where=str(path))
+    except FileNotFoundError as exc:
+        raise FormatError(f"{path} is missing") from exc
+    except OSError as exc:
+        raise StorageError(f"cannot read {path}: {exc.strerror}") from exc
+
+
+def _integer(value: Mapping[str, Any], key: str, default: int, *, where: str) -> int:
+    found = value.get(key, default)
+    if type(found) is not int:
+        raise FormatError(f"{where}: {key} is {found!r:.40}, not a whole number")
+    return found
+
+
+def _parse_entry(
+    number: Any, entries: Mapping[str, Any], folder: Path, *, where: str
+) -> Row:
+    entry = entries.get(str(number))
+    if type(number) is not int or number < 0 or not isinstance(entry, dict):
+        raise FormatError(f"{where}: trajectory {number!r:.40} has no entry")
+    shape = entry.get("shape")
+    weights_id = entry.get("model_weights_id")
+    if (
+        not isinstance(shape, list)
+        or len(shape) < 2
+        or not all(type(n) is int and 0 < n < 2**31 for n in shape[:2])
+        or not isinstance(weights_id, str)
+        or "/" in weights_id
+        or entry.get("num_samples") != shape[0] * shape[1]
+    ):
+        raise FormatError(
+            f"{where}: entry {number} is {entry!r:.200}; needed are shape [T, B, ...], "
+            "num_samples = T * B and model_weights_id"
+        )
+    length = _integer(entry, "max_episode_length", 0, where=f"{where}: entry {number}")
+    digest = hashlib.sha256(f"{folder.absolute()}\0{number}".encode()).hexdigest()
+    return Row(
+        uuid=digest[:32],
+        trajectory_id=number,
+        model_weights_id=weights_id,
+        num_steps=shape[0],
+        num_envs=shape[1],
+        shape=tuple(shape),
+        max_episode_length=length,
+        size=0,
+        crc=0,
+        schema=UNKNOWN_SCHEMA,
+    )
+
+
+def list_files(folder: Path) -> dict[int, list[str]]:
+    """Return the names of trajectory files by id, the index not asked."""
+    files: dict[int, list[str]] = {}
+    for name in sorted(os.listdir(folder)):
+        match = _FILE_NAME.fullmatch(name)
+        if match:
+            files.setdefault(int(match[1]), []).append(name)
+    return files
+
+
+def _find_file(files: Mapping[int, list[str]], row: Row, folder: Path) -> str:
+    """Return the file of a trajectory; its weights id may differ from the index."""
+    names = files.get(row.trajectory_id, [])
+    for suffix in FILE_FORMATS:
+        name = trajectory_name(row.trajectory_id, row.model_weights_id, suffix)
+        if name in names:
+            return name
+    if not names:
+        raise NotFoundError(
+            f"{folder}: the index lists trajectory {row.trajectory_id}, but no file "
+            f"trajectory_{row.trajectory_id}_* is there"
+        )
+    return names[0]
+
+
+def encode_index(index: RlinfIndex) -> tuple[bytes, bytes]:
+    """Return `metadata.json` and `trajectory_index.json`."""
+    metadata: dict[str, Any] = {
+        "trajectory_format": index.file_format,
+        "size": len(index.rows),
+        "total_samples": sum(row.num_samples for row in index.rows),
+        "trajectory_counter": index.counter,
+        "seed": index.seed,
+    }
+    if index.generator is not None:
+        metadata["zarrbuf"] = {"generator": index.generator}
+    entries = {
+        str(row.trajectory_id): {
+            "num_samples": row.num_samples,
+            "trajectory_id": row.trajectory_id,
+            "max_episode_length": row.max_episode_length,
+            "shape": list(row.shape),
+            "model_weights_id": row.model_weights_id,
+        }
+        for row in index.rows
+    }
+    ids = [row.trajectory_id for row in index.rows]
+    listing = {"trajectory_index": entries, "trajectory_id_list": ids}
+    return json.dumps(metadata).encode(), json.dumps(listing).encode()

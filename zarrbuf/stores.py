@@ -1,0 +1,333 @@
+"""Where a buffer keeps its trajectories: in memory, or in archives behind a log.
+
+A store lists rows, opens archives and appends. The third kind, folders of RLinf's
+files, is in `rlinf`. Knows no window, no batch and no thread.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from zarrbuf.archive import TrajectoryArchive
+from zarrbuf.checkpoints import write_segments
+from zarrbuf.commits import CommitLog, open_log, open_or_create_log
+from zarrbuf.errors import FormatError, NotFoundError, StorageError, ZarrbufError
+from zarrbuf.format import Schema, trajectory_name
+from zarrbuf.manifest import MAX_ADDS, Action, Snapshot, schema_id
+from zarrbuf.metadata import CodecName
+from zarrbuf.rows import Row, Rows
+from zarrbuf.storage import Storage
+from zarrbuf.trajectory import EncodedTrajectory, Trajectory, decode_trajectory
+
+
+@dataclass(frozen=True)
+class NewTrajectory:
+    """A trajectory on its way into a store.
+
+    Attributes:
+        row: its row; a store may give it another `trajectory_id` if others append too.
+        encoded: its archive.
+    """
+
+    row: Row
+    encoded: EncodedTrajectory
+
+    @classmethod
+    def of(cls, encoded: EncodedTrajectory, *, trajectory_id: int) -> NewTrajectory:
+        """Make the row of an encoded trajectory."""
+        header = encoded.header
+        row = Row(
+            uuid=header.uuid,
+            trajectory_id=trajectory_id,
+            model_weights_id=header.model_weights_id,
+            num_steps=header.num_steps,
+            num_envs=header.num_envs,
+            shape=encoded.shape,
+            max_episode_length=header.max_episode_length,
+            size=len(encoded.data),
+            crc=encoded.crc,
+            schema=schema_id(header.schema),
+        )
+        return cls(row, encoded)
+
+
+def known_name(row: Row, suffix: str = "zarr") -> str:
+    """Return the name a person knows a trajectory by."""
+    return trajectory_name(row.trajectory_id, row.model_weights_id, suffix)
+
+
+def check_row(row: Row, archive: TrajectoryArchive) -> None:
+    """Check that an archive is the one that a row of the manifest names.
+
+    Raises:
+        FormatError: if uuid, T, B, schema or size differ.
+    """
+    header = archive.header
+    pairs = {
+        "uuid": (header.uuid, row.uuid),
+        "T": (header.num_steps, row.num_steps),
+        "B": (header.num_envs, row.num_envs),
+        "model_weights_id": (header.model_weights_id, row.model_weights_id),
+        "max_episode_length": (header.max_episode_length, row.max_episode_length),
+        "schema": (schema_id(header.schema), row.schema),
+        "size": (len(archive.source), row.size),
+    }
+    for name, (found, expected) in pairs.items():
+        if found != expected:
+            raise FormatError(
+                f"{archive.name}: {name} is {found!r:.80} in the archive and "
+                f"{expected!r:.80} in the manifest"
+            )
+
+
+class TrajectoryStore(abc.ABC):
+    """A list of trajectories that can be opened, and appended to.
+
+    Attributes:
+        suffix: "zarr", "pt" or "pkl".
+    """
+
+    suffix: str = "zarr"
+
+    @property
+    @abc.abstractmethod
+    def rows(self) -> Rows:
+        """The rows listed now, in order."""
+
+    @property
+    @abc.abstractmethod
+    def next_trajectory_id(self) -> int:
+        """One more than the highest id ever given."""
+
+    @abc.abstractmethod
+    def schema(self, row: Row) -> Schema:
+        """Return the fields of one trajectory."""
+
+    @abc.abstractmethod
+    def open_archive(self, row: Row) -> TrajectoryArchive:
+        """Open the archive of a row.
+
+        Raises:
+            NotFoundError: if it is not there.
+            FormatError: if it is damaged or not the one that the row names.
+        """
+
+    def read_trajectory(self, row: Row) -> Trajectory:
+        """Read one whole trajectory; raises what `open_archive` does."""
+        return decode_trajectory(self.open_archive(row))
+
+    def num_bytes(self, row: Row) -> int:
+        """Return the bytes that a trajectory takes."""
+        return row.size
+
+    @abc.abstractmethod
+    def append(self, items: Sequence[NewTrajectory]) -> None:
+        """Add trajectories; they are durable and listed when it returns.
+
+        May be called again with items that failed before; none is added twice.
+
+        Raises:
+            StorageError: if the storage failed, naming the trajectory.
+        """
+
+    @abc.abstractmethod
+    def remove_all(self, *, reason: str) -> None:
+        """Take every row off the list."""
+
+    def refresh(self) -> None:  # noqa: B027
+        """Take in what others appended."""
+
+    @property
+    def state(self) -> Mapping[str, Any] | None:
+        """What a run kept here with its checkpoint."""
+        return None
+
+    @property
+    def seed(self) -> int | None:
+        """The seed that draws from these trajectories started with."""
+        return None
+
+
+class MemoryStore(TrajectoryStore):
+    """Archives in memory: of buffers that save nothing, or that are not saved yet."""
+
+    def __init__(self) -> None:
+        """Make an empty store."""
+        self._items: dict[str, NewTrajectory] = {}
+        self._rows = Rows.of([])
+        self._next_id = 0
+
+    @property
+    def rows(self) -> Rows:  # noqa: D102
+        return self._rows
+
+    @property
+    def next_trajectory_id(self) -> int:  # noqa: D102
+        return self._next_id
+
+    def schema(self, row: Row) -> Schema:  # noqa: D102
+        return self._items[row.uuid].encoded.header.schema
+
+    def open_archive(self, row: Row) -> TrajectoryArchive:  # noqa: D102
+        item = self._items.get(row.uuid)
+        if item is None:
+            raise NotFoundError(f"{known_name(row)} is no longer in memory")
+        return TrajectoryArchive(item.encoded.data, name=known_name(row))
+
+    def append(self, items: Sequence[NewTrajectory]) -> None:  # noqa: D102
+        self._items.update({item.row.uuid: item for item in items})
+        self._rows = Rows.concat([self._rows, Rows.of([item.row for item in items])])
+        self._next_id = max(
+            [self._next_id, *(item.row.trajectory_id + 1 for item in items)]
+        )
+
+    def drop_first(self, count: int) -> None:
+        """Forget the oldest `count` trajectories."""
+        for uuid in list(self._items)[:count]:
+            del self._items[uuid]
+        self._rows = Rows.of([item.row for item in self._items.values()])
+
+    def remove_all(self, *, reason: str) -> None:  # noqa: D102
+        self.drop_first(len(self._items))
+
+
+class LogStore(TrajectoryStore):
+    """Archives on a storage, listed by the commit log beside them.
+
+    Attributes:
+        storage: where it lies.
+        log: its log.
+    """
+
+    def __init__(self, log: CommitLog) -> None:
+        """Use an opened log."""
+        self.log = log
+        self.storage: Storage = log.storage
+        self._rows_of: tuple[Snapshot, Rows] = (log.snapshot, log.snapshot.rows)
+
+    @classmethod
+    def open(cls, storage: Storage) -> LogStore:
+        """Open an existing buffer; raises NotFoundError if there is none."""
+        return cls(open_log(storage))
+
+    @classmethod
+    def open_or_create(
+        cls, storage: Storage, *, seed: int | None, codec: CodecName
+    ) -> LogStore:
+        """Open the buffer that is there, or make one."""
+        config = {"seed": seed, "codec": codec}
+        return cls(open_or_create_log(storage, config=config))
+
+    @property
+    def rows(self) -> Rows:  # noqa: D102
+        snapshot, rows = self._rows_of
+        if snapshot is not self.log.snapshot:
+            snapshot = self.log.snapshot
+            rows = snapshot.rows
+            self._rows_of = (snapshot, rows)
+        return rows
+
+    @property
+    def next_trajectory_id(self) -> int:  # noqa: D102
+        return self.log.snapshot.next_trajectory_id
+
+    @property
+    def state(self) -> Mapping[str, Any] | None:  # noqa: D102
+        return self.log.snapshot.state
+
+    @property
+    def seed(self) -> int | None:  # noqa: D102
+        seed = self.log.snapshot.config.get("seed")
+        return seed if type(seed) is int else None
+
+    def refresh(self) -> None:  # noqa: D102
+        self.log.refresh()
+
+    def schema(self, row: Row) -> Schema:  # noqa: D102
+        return self.log.snapshot.schemas[row.schema]
+
+    def open_archive(self, row: Row) -> TrajectoryArchive:  # noqa: D102
+        if row.base:
+            raise FormatError(
+                f"{known_name(row)}: lies in another buffer (base {row.base}), which "
+                "this version does not read"
+            )
+        name = f"{known_name(row)} ({self.storage.describe(row.path)})"
+        try:
+            source = self.storage.open_source(row.path)
+        except NotFoundError as exc:
+            raise NotFoundError(f"{name} is missing") from exc
+        archive = TrajectoryArchive(source, name=name)
+        check_row(row, archive)
+        return archive
+
+    def append(self, items: Sequence[NewTrajectory]) -> None:  # noqa: D102
+        for item in items:
+            self._write(item)
+        for start in range(0, len(items), MAX_ADDS):
+            self._commit(items[start : start + MAX_ADDS])
+
+    def _write(self, item: NewTrajectory) -> None:
+        try:
+            self.storage.create(item.row.path, item.encoded.data)
+        except ZarrbufError as exc:
+            raise StorageError(
+                f"{known_name(item.row)} could not be saved: {exc}"
+            ) from exc
+
+    def _commit(self, items: Sequence[NewTrajectory]) -> None:
+        def build(now: Snapshot) -> Sequence[Action]:
+            return build_adds(now, items)
+
+        try:
+            self.log.commit(build, op="add")
+        except StorageError as exc:
+            raise StorageError(
+                f"{known_name(items[0].row)} and {len(items) - 1} more could not be "
+                f"committed: {exc}"
+            ) from exc
+
+    def remove_all(self, *, reason: str) -> None:  # noqa: D102
+        def build(now: Snapshot) -> Sequence[Action]:
+            ids = now.rows.trajectory_ids.tolist()
+            return [{"action": "remove", "ids": ids, "reason": reason}] if ids else []
+
+        self.log.commit(build, op=reason)
+
+
+def build_adds(now: Snapshot, items: Sequence[NewTrajectory]) -> list[Action]:
+    """Return the actions that add trajectories to a snapshot.
+
+    New ids go on from the highest so far; schemas that are not declared yet come
+    first. What is listed already, because an earlier try landed, is left out.
+    """
+    listed = set(now.rows.fixed["uuid"][-4 * MAX_ADDS :].tolist())
+    items = [item for item in items if bytes.fromhex(item.row.uuid) not in listed]
+    if not items:
+        return []
+    known = dict(now.schemas)
+    known.update({i.row.schema: i.encoded.header.schema for i in items})
+    actions: list[Action] = []
+    if len(known) > len(now.schemas):
+        actions.append(now.meta_action(schemas=known))
+    next_id = now.next_trajectory_id
+    for item in items:
+        next_id = max(next_id, item.row.trajectory_id)
+        row = dataclasses.replace(item.row, trajectory_id=next_id)
+        actions.append(row.to_action())
+        next_id += 1
+    return actions
+
+
+def listing_actions(added: Rows, storage: Storage) -> list[Action]:
+    """Return the actions that list rows as they are, ids included.
+
+    More than 1,000 go into segments, which are written first.
+    """
+    if len(added) > MAX_ADDS:
+        return [ref.to_action() for ref in write_segments(storage, added)]
+    return [added.row(position).to_action() for position in range(len(added))]

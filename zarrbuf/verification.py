@@ -1,0 +1,168 @@
+"""Read a whole buffer and say everything that is wrong with it.
+
+Owns the order of the checks: root, chain, checkpoints, then each trajectory with its
+row. Goes on after a fault, so that one run names all of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from zarrbuf.archive import TrajectoryArchive
+from zarrbuf.buffer import open_store
+from zarrbuf.checkpoints import check_checkpoints
+from zarrbuf.commits import CommitLog, list_versions
+from zarrbuf.errors import FormatError, ZarrbufError
+from zarrbuf.format import ROOT_NAME, TRAJECTORY_DIR
+from zarrbuf.manifest import Snapshot
+from zarrbuf.rlinf import RlinfStore
+from zarrbuf.rlinf_index import is_rlinf_folder
+from zarrbuf.rows import Row
+from zarrbuf.shards import crc32c
+from zarrbuf.storage import LocalStorage, Storage, open_storage
+from zarrbuf.stores import LogStore, TrajectoryStore, known_name
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Verification:
+    """What a verification found.
+
+    Attributes:
+        path: what was read.
+        kind: "zarr", "pt" or "pkl".
+        problems: what is wrong, one sentence each.
+        num_commits: commits read.
+        num_trajectories: trajectories read.
+        num_chunks: chunks whose checksum was computed.
+        num_bytes: bytes of the archives or files read.
+        num_unreferenced: archives that no row names, left by writers that were killed
+            or rows that were removed; no fault.
+    """
+
+    path: str
+    kind: str
+    problems: list[str] = field(default_factory=list)
+    num_commits: int = 0
+    num_trajectories: int = 0
+    num_chunks: int = 0
+    num_bytes: int = 0
+    num_unreferenced: int = 0
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {**vars(self), "is_sound": self.is_sound}
+
+
+def verify(
+    path: str | os.PathLike[str], *, progress: Progress | None = None
+) -> Verification:
+    """Read everything a buffer consists of, and check it against each other.
+
+    Every commit and its place in the chain, every checkpoint, of every archive each
+    byte, and that row and archive say the same. Of RLinf's folders: every file.
+
+    Args:
+        path: a zarrbuf buffer or a folder of RLinf's.
+        progress: called with (trajectories done, trajectories in all).
+
+    Raises:
+        NotFoundError: if neither is there.
+    """
+    storage = open_storage(path)
+    if isinstance(storage, LocalStorage) and is_rlinf_folder(storage.root):
+        return _verify_folder(os.fspath(path), storage, progress)
+    storage_root = storage.list_names("")
+    if ROOT_NAME not in storage_root:
+        open_store(path)  # says what is not there
+    result = Verification(os.fspath(path), "zarr")
+    log = _verify_log(storage, result)
+    if log is not None:
+        store = LogStore(log)
+        _verify_rows(store, result, progress)
+        listed = {store.rows.row(n).path for n in range(len(store.rows))}
+        present = set(_list_archives(storage))
+        result.num_unreferenced = len(present - listed)
+    return result
+
+
+def _verify_folder(
+    path: str, storage: LocalStorage, progress: Progress | None
+) -> Verification:
+    try:
+        store = RlinfStore.open(storage.root)
+    except ZarrbufError as exc:
+        return Verification(path, "pt", problems=[str(exc)])
+    result = Verification(path, store.suffix)
+    _verify_rows(store, result, progress)
+    return result
+
+
+def _verify_log(storage: Storage, result: Verification) -> CommitLog | None:
+    """Replay all commits without checkpoints; then check the checkpoints."""
+    try:
+        log = CommitLog(storage, storage.read(ROOT_NAME))
+        result.num_commits = len(list_versions(storage))
+    except ZarrbufError as exc:
+        result.problems.append(str(exc))
+        return None
+    empty = log.snapshot
+    try:
+        log.refresh(until=result.num_commits, window=8)
+    except ZarrbufError as exc:
+        result.problems.append(str(exc))
+        return None
+    result.problems += _checkpoint_problems(storage, empty, log)
+    return log
+
+
+def _checkpoint_problems(
+    storage: Storage, empty: Snapshot, log: CommitLog
+) -> Iterator[str]:
+    try:
+        check_checkpoints(storage, empty)
+    except ZarrbufError as exc:
+        yield str(exc)
+
+
+def _list_archives(storage: Storage) -> Iterator[str]:
+    for directory in storage.list_names(TRAJECTORY_DIR):
+        for name in storage.list_names(f"{TRAJECTORY_DIR}/{directory}"):
+            yield f"{TRAJECTORY_DIR}/{directory}/{name}"
+
+
+def _verify_rows(
+    store: TrajectoryStore, result: Verification, progress: Progress | None
+) -> None:
+    total = len(store.rows)
+    for number in range(total):
+        row = store.rows.row(number)
+        try:
+            archive = store.open_archive(row)
+            _check_crc(row, archive)
+            result.num_chunks += archive.check()
+            result.num_bytes += store.num_bytes(row)
+        except ZarrbufError as exc:
+            message = str(exc)
+            name = known_name(row, store.suffix)
+            result.problems.append(message if name in message else f"{name}: {message}")
+        result.num_trajectories += 1
+        if progress is not None:
+            progress(number + 1, total)
+
+
+def _check_crc(row: Row, archive: TrajectoryArchive) -> None:
+    if row.size and crc32c(archive.source[:]) != row.crc:
+        raise FormatError(
+            f"{archive.name}: the crc32c of its {row.size} bytes is not the one in the "
+            "manifest"
+        )

@@ -1,0 +1,138 @@
+"""The background writer: a bounded queue in front of a store.
+
+Owns one thread. What fails stays queued: the error reaches the caller at its next
+call, once, and the call after that tries again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from zarrbuf.manifest import MAX_ADDS
+from zarrbuf.stores import NewTrajectory
+
+_LOG: Final = logging.getLogger("zarrbuf")
+
+
+class BackgroundWriter:
+    """Appends trajectories to a store, in order, from a thread of its own."""
+
+    def __init__(
+        self,
+        append: Callable[[Sequence[NewTrajectory]], None],
+        *,
+        max_queue_bytes: int,
+    ) -> None:
+        """Prepare a writer; its thread starts with the first trajectory.
+
+        Args:
+            append: makes trajectories durable; called in the writer's thread with
+                what is queued, at most 1,000 at once.
+            max_queue_bytes: encoded bytes queued before `submit` waits.
+        """
+        self._append = append
+        self._max_queue_bytes = max_queue_bytes
+        self._queue: deque[NewTrajectory] = deque()
+        self._queue_bytes = 0
+        self._changed = threading.Condition()
+        self._error: Exception | None = None
+        self._is_draining = False
+        self._executor: ThreadPoolExecutor | None = None
+
+    @property
+    def num_queued(self) -> int:
+        """Trajectories that are not durable yet."""
+        return len(self._queue)
+
+    def raise_error(self) -> None:
+        """Raise what went wrong since the last call, if anything did."""
+        with self._changed:
+            self._raise_error()
+
+    def _raise_error(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def submit(self, items: Sequence[NewTrajectory]) -> None:
+        """Queue trajectories; waits while the queue is full.
+
+        Never raises: what goes wrong is for the next `raise_error` or `flush`.
+        """
+        with self._changed:
+            for item in items:
+                while (
+                    self._queue
+                    and self._queue_bytes >= self._max_queue_bytes
+                    and self._error is None
+                ):
+                    self._changed.wait()
+                self._queue.append(item)
+                self._queue_bytes += len(item.encoded.data)
+                self._start()
+
+    def _start(self) -> None:
+        if self._is_draining or not self._queue:
+            return
+        if self._executor is None:
+            # An executor's threads are joined at interpreter exit, after they have
+            # done what is queued; a plain daemon thread would drop it.
+            self._executor = ThreadPoolExecutor(1, thread_name_prefix="zarrbuf-writer")
+        self._is_draining = True
+        self._executor.submit(self._drain)
+
+    def _drain(self) -> None:
+        while True:
+            with self._changed:
+                batch = [self._queue[i] for i in range(min(len(self._queue), MAX_ADDS))]
+                if not batch:
+                    self._is_draining = False
+                    self._changed.notify_all()
+                    return
+            try:
+                self._append(batch)
+            except Exception as exc:
+                _LOG.error("trajectories are not saved yet: %s", exc)
+                with self._changed:
+                    self._error = exc
+                    self._is_draining = False
+                    self._changed.notify_all()
+                return
+            with self._changed:
+                for item in batch:
+                    self._queue.popleft()
+                    self._queue_bytes -= len(item.encoded.data)
+                self._changed.notify_all()
+
+    def flush(self) -> None:
+        """Wait until all that was queued is durable.
+
+        Raises:
+            StorageError: if the storage failed; what failed stays queued, and the
+                next `flush` tries it again.
+        """
+        with self._changed:
+            self._raise_error()
+            self._start()
+            while self._is_draining:
+                self._changed.wait()
+            self._raise_error()
+
+    def close(self, *, wait: bool = True) -> None:
+        """Stop the thread, after what is queued is written if `wait`.
+
+        Raises:
+            StorageError: if the storage failed.
+        """
+        try:
+            if wait:
+                self.flush()
+        finally:
+            executor, self._executor = self._executor, None
+            if executor is not None:
+                executor.shutdown(wait=wait)
