@@ -412,8 +412,6 @@ def _check_fields(
     if set(header.schema) != set(arrays):
         odd = sorted(set(header.schema) ^ set(arrays))
         raise FormatError(f"{name}: fields and arrays differ: {odd!r:.200}")
-    if all(spec.rows != "step" for spec in header.schema.values()):
-        raise FormatError(f"{name}: no field says T and B")
     for field, spec in header.schema.items():
         info = arrays[field]
         if info.dtype != spec.dtype or not _fits(info, spec, header):
@@ -422,6 +420,8 @@ def _check_fields(
                 f"what its field says: {spec} with T={header.num_steps}, "
                 f"B={header.num_envs}"
             )
+    if all(spec.rows != "step" for spec in header.schema.values()):
+        raise FormatError(f"{name}: no field says T and B")
 
 
 def _fits(info: ArrayInfo, spec: FieldSpec, header: TrajectoryHeader) -> bool:

@@ -10,31 +10,32 @@ from __future__ import annotations
 import logging
 import operator
 import os
-import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final, SupportsIndex
 
 import numpy as np
 import torch
 
+from zarrbuf.contents import Contents
 from zarrbuf.errors import (
     EmptyBufferError,
     InvalidInputError,
-    NotFoundError,
     TrajectoryNotFoundError,
 )
-from zarrbuf.format import ROOT_NAME, BatchField, new_uuid
+from zarrbuf.format import new_uuid
 from zarrbuf.metadata import check_codec
-from zarrbuf.reader import BatchReader, sorted_fields
-from zarrbuf.rlinf import RlinfStore
+from zarrbuf.opening import (
+    Location,
+    check_format,
+    open_or_create_store,
+    open_store,
+)
+from zarrbuf.reader import BatchReader
 from zarrbuf.rlinf_files import encode_generator, restore_generator
-from zarrbuf.rlinf_index import FILE_FORMATS, METADATA_NAME, FileFormat, is_rlinf_folder
 from zarrbuf.rows import Rows
-from zarrbuf.sampling import partition, plan_batch
-from zarrbuf.saving import save_buffer, save_folder
-from zarrbuf.storage import LocalStorage, open_storage
-from zarrbuf.stores import LogStore, MemoryStore, NewTrajectory, TrajectoryStore
+from zarrbuf.sampling import plan_batch
+from zarrbuf.saving import save_view
+from zarrbuf.stores import MemoryStore, TrajectoryStore
 from zarrbuf.trajectory import (
     Trajectory,
     decode_trajectory,
@@ -42,12 +43,8 @@ from zarrbuf.trajectory import (
     flatten_encoded,
     nest,
 )
-from zarrbuf.views import Part, View, check_fields, known_fields
-from zarrbuf.writer import BackgroundWriter
 
 _LOG: Final = logging.getLogger("zarrbuf")
-FORMATS: Final = ("zarr", *FILE_FORMATS)
-Path_ = str | os.PathLike[str]
 
 
 class TrajectoryReplayBuffer:
@@ -64,7 +61,7 @@ class TrajectoryReplayBuffer:
         cache_size: int = 5,
         sample_window_size: int = 100,
         auto_save: bool = False,
-        auto_save_path: Path_ = "",
+        auto_save_path: Location = "",
         trajectory_format: str = "zarr",
         *,
         codec: str = "lz4",
@@ -97,38 +94,23 @@ class TrajectoryReplayBuffer:
             FormatError: if what lies at `auto_save_path` is damaged.
             StorageError: if the storage failed.
         """
-        if trajectory_format not in FORMATS:
-            raise InvalidInputError(
-                f"trajectory_format is {trajectory_format!r}; allowed are "
-                f"{', '.join(FORMATS)}"
-            )
+        self._format = check_format("trajectory_format", trajectory_format)
         self._codec = check_codec(codec)
-        self._window_size = _whole("sample_window_size", sample_window_size)
-        self._cache_size = _whole("cache_size", cache_size)
-        cache_bytes = _whole("cache_bytes", cache_bytes)
-        self._max_queue_bytes = _whole("max_queue_bytes", max_queue_bytes)
         self._num_threads = num_threads
-        self._format = trajectory_format
         self._seed = seed
         self._generator = torch.Generator()
         self.manual_seed(seed)
-        self._lock = threading.RLock()
-        self._store_lock = threading.Lock()
+        _whole("cache_size", cache_size)
+        cache_bytes = _whole("cache_bytes", cache_bytes)
         self._reader = BatchReader(
             cache_bytes=cache_bytes if enable_cache else 0, archive_bytes=cache_bytes
         )
-        self._store = self._open_store(auto_save, auto_save_path)
-        self._skip = 0
-        self._loaded: Part | None = None
-        self._pending: tuple[NewTrajectory, ...] = ()
-        self._writer = BackgroundWriter(
-            self._save, max_queue_bytes=self._max_queue_bytes
+        self._contents = Contents(
+            self._own_store(auto_save_path) if auto_save else MemoryStore(),
+            self._reader,
+            window_size=_whole("sample_window_size", sample_window_size),
+            max_queue_bytes=_whole("max_queue_bytes", max_queue_bytes),
         )
-        self._auto_save = auto_save
-        self._next_id = self._store.next_trajectory_id
-        self._num_ever = len(self._store.rows)
-        self._current: View | None = None
-        self._known: dict[str, BatchField] | None = None
 
     def manual_seed(self, seed: int | None) -> None:
         """Start the draws anew from a seed; None for a random one."""
@@ -137,30 +119,14 @@ class TrajectoryReplayBuffer:
         else:
             self._generator.manual_seed(seed)
 
-    def _open_store(self, auto_save: bool, path: Path_) -> TrajectoryStore:
-        if not auto_save:
-            return MemoryStore()
+    def _own_store(self, path: Location) -> TrajectoryStore:
         if not os.fspath(path):
             log_dir = os.environ.get("ZARRBUF_LOG_DIR", "logs")
             rank = os.environ.get("RANK", "0")
             path = os.path.join(log_dir, "replay_buffer", f"rank_{rank}")
             _LOG.info("trajectories are saved below %s", os.path.abspath(path))
-        if self._format == "zarr":
-            storage = open_storage(path)
-            if isinstance(storage, LocalStorage) and is_rlinf_folder(storage.root):
-                raise InvalidInputError(
-                    f"auto_save_path {path} holds files of RLinf's; choose another "
-                    "folder, or convert it with `zarrbuf convert`"
-                )
-            return LogStore.open_or_create(storage, seed=self._seed, codec=self._codec)
-        folder = _local_folder(path)
-        if (folder / ROOT_NAME).exists():
-            raise InvalidInputError(
-                f"auto_save_path {path} holds a zarrbuf buffer; trajectory_format "
-                f"is {self._format!r}, choose another folder"
-            )
-        return RlinfStore.open_or_create(
-            folder, seed=self._seed, file_format=_file_format(self._format)
+        return open_or_create_store(
+            path, trajectory_format=self._format, seed=self._seed, codec=self._codec
         )
 
     # --- adding -----------------------------------------------------------------
@@ -180,59 +146,18 @@ class TrajectoryReplayBuffer:
             StorageError: if saving an earlier trajectory failed; it stays queued, and
                 these are not added.
         """
-        self._writer.raise_error()
-        encoded = [
-            encode_trajectory(
-                trajectory,
-                uuid=new_uuid(),
-                codec=self._codec,
-                num_threads=self._num_threads,
-            )
-            for trajectory in trajectories
-        ]
-        with self._lock:
-            known = dict(self._known_fields())
-            for number, one in enumerate(encoded):
-                fields = sorted_fields(one.header.schema)
-                check_fields(fields, known, name=f"trajectories[{number}]")
-                known.update({field.name: field for field in fields})
-            items = [
-                NewTrajectory.of(one, trajectory_id=self._next_id + number)
-                for number, one in enumerate(encoded)
+        self._contents.writer.raise_error()
+        self._contents.add(
+            [
+                encode_trajectory(
+                    trajectory,
+                    uuid=new_uuid(),
+                    codec=self._codec,
+                    num_threads=self._num_threads,
+                )
+                for trajectory in trajectories
             ]
-            self._known = known
-            self._next_id += len(items)
-            self._num_ever += len(items)
-            self._current = None
-            if isinstance(self._store, MemoryStore):
-                self._keep_in_memory(self._store, items)
-                return
-            self._pending += tuple(items)
-        self._writer.submit(items)
-
-    def _keep_in_memory(
-        self, store: MemoryStore, items: Sequence[NewTrajectory]
-    ) -> None:
-        store.append(items)
-        if self._window_size and len(store.rows) > self._window_size:
-            store.drop_first(len(store.rows) - self._window_size)
-
-    def _save(self, items: Sequence[NewTrajectory]) -> None:
-        """Save queued trajectories; runs in the writer's thread."""
-        with self._store_lock:
-            self._store.append(items)
-        saved = {item.row.uuid for item in items}
-        with self._lock:
-            self._pending = tuple(p for p in self._pending if p.row.uuid not in saved)
-            self._next_id = max(self._next_id, self._store.next_trajectory_id)
-            self._current = None
-        for uuid in saved:
-            self._reader.forget_archive(uuid)
-
-    def _known_fields(self) -> dict[str, BatchField]:
-        if self._known is None:
-            self._known = known_fields(self._parts())
-        return self._known
+        )
 
     def flush(self) -> None:
         """Wait until every trajectory added so far is durable.
@@ -241,47 +166,22 @@ class TrajectoryReplayBuffer:
             StorageError: if saving failed, naming the trajectory; it stays queued, and
                 the next `flush` tries again.
         """
-        self._writer.flush()
+        self._contents.writer.flush()
 
     def refresh(self) -> None:
-        """Take in trajectories that other processes appended to the same buffer."""
-        self.flush()
-        with self._store_lock:
-            self._store.refresh()
-        with self._lock:
-            self._num_ever = max(self._num_ever, len(self._store.rows))
-            self._next_id = max(self._next_id, self._store.next_trajectory_id)
-            self._current = self._known = None
+        """Take in trajectories that other processes appended to the same buffer.
+
+        Raises:
+            StorageError: if saving failed, or the storage did.
+            FormatError: if the log is damaged.
+        """
+        self._contents.refresh()
 
     # --- what there is ----------------------------------------------------------
 
-    def _parts(self) -> list[Part]:
-        """Return all rows that are listed, in order, with their stores."""
-        parts: list[Part] = [] if self._loaded is None else [self._loaded]
-        rows = self._store.rows
-        if self._skip:
-            rows = rows.take(np.arange(min(self._skip, len(rows)), len(rows)))
-        parts.append((self._store, rows))
-        if self._pending:
-            listed = set(rows.fixed["uuid"][-len(self._pending) :].tolist())
-            queued = MemoryStore()
-            queued.append(
-                [p for p in self._pending if bytes.fromhex(p.row.uuid) not in listed]
-            )
-            parts.append((queued, queued.rows))
-        return parts
-
-    def _view(self) -> View:
-        with self._lock:
-            if self._current is None:
-                self._current = View.of(
-                    self._parts(), sample_window_size=self._window_size
-                )
-            return self._current
-
     def __len__(self) -> int:
         """Return the number of trajectories that are drawn from."""
-        return len(self._view().rows)
+        return len(self._contents.view().rows)
 
     @property
     def size(self) -> int:
@@ -291,11 +191,11 @@ class TrajectoryReplayBuffer:
     @property
     def total_samples(self) -> int:
         """Samples that are drawn from."""
-        return self._view().window.total_samples
+        return self._contents.view().window.total_samples
 
     def is_ready(self, min_size: int) -> bool:
         """Whether at least `min_size` trajectories were ever added or loaded."""
-        return self._num_ever >= min_size
+        return self._contents.num_ever >= min_size
 
     async def is_ready_async(self, min_size: int) -> bool:
         """Return `is_ready(min_size)`, for callers that await it."""
@@ -309,14 +209,14 @@ class TrajectoryReplayBuffer:
         `num_queued`: trajectories not saved yet. The rest counts since the buffer was
         made, see `ReadStats`.
         """
-        view = self._view()
+        view = self._contents.view()
         return {
             "num_trajectories": len(view.rows),
             "total_samples": view.window.total_samples,
             "cache_size": self._reader.num_cached,
             "cache_bytes": self._reader.cached_bytes,
-            "num_queued": self._writer.num_queued,
-            "num_trajectories_ever": self._num_ever,
+            "num_queued": self._contents.writer.num_queued,
+            "num_trajectories_ever": self._contents.num_ever,
             **vars(self._reader.stats),
         }
 
@@ -341,15 +241,13 @@ class TrajectoryReplayBuffer:
             FormatError: if a chunk that is drawn is damaged.
         """
         count = _whole("num_chunks", num_chunks, minimum=1)
-        with self._lock:
-            view = self._view()
-            if not view.window.total_samples:
-                raise EmptyBufferError(
-                    "the buffer holds no trajectory; add or load some before sampling"
-                )
-            draws = torch.randint(
-                0, view.window.total_samples, (count,), generator=self._generator
+        view = self._contents.view()
+        total = view.window.total_samples
+        if not total:
+            raise EmptyBufferError(
+                "the buffer holds no trajectory; add or load some before sampling"
             )
+        draws = torch.randint(0, total, (count,), generator=self._generator)
         plan = plan_batch(draws.numpy(), view.window)
         batch = self._reader.read_batch(
             plan, view.fields, lambda position: view.archive(position, self._reader)
@@ -369,8 +267,7 @@ class TrajectoryReplayBuffer:
             TrajectoryNotFoundError: if the buffer lists no such id.
             FormatError: if it is damaged.
         """
-        with self._lock:
-            parts = self._parts()
+        parts = self._contents.parts()
         for store, rows in reversed(parts):
             found = np.flatnonzero(rows.trajectory_ids == trajectory_id)
             if len(found):
@@ -402,13 +299,16 @@ class TrajectoryReplayBuffer:
 
     @property
     def _trajectory_id_list(self) -> list[int]:
-        with self._lock:
-            return [n for _, r in self._parts() for n in r.trajectory_ids.tolist()]
+        parts = self._contents.parts()
+        return [number for _, r in parts for number in r.trajectory_ids.tolist()]
+
+    @property
+    def _trajectory_counter(self) -> int:
+        return self._contents.next_trajectory_id
 
     @property
     def _trajectory_index(self) -> dict[int, dict[str, Any]]:
-        with self._lock:
-            rows = Rows.concat([rows for _, rows in self._parts()])
+        rows = Rows.concat([rows for _, rows in self._contents.parts()])
         return {
             row.trajectory_id: {
                 "num_samples": row.num_samples,
@@ -422,7 +322,7 @@ class TrajectoryReplayBuffer:
 
     # --- checkpoints ------------------------------------------------------------
 
-    def save_checkpoint(self, path: Path_) -> None:
+    def save_checkpoint(self, path: Location) -> None:
         """Save the window, the ids and the state of the draws at `path`.
 
         In the buffer's own format. What lies there already is not written again.
@@ -431,34 +331,23 @@ class TrajectoryReplayBuffer:
             InvalidInputError: if something of another format is there.
             StorageError: if saving failed; an earlier checkpoint there stays whole.
         """
-        self._writer.flush()
-        with self._lock:
-            view = self._view()
-            generator = encode_generator(self._generator)
-            next_id = self._next_id
-        if self._format == "zarr":
-            save_buffer(
-                view,
-                path,
-                reader=self._reader,
-                seed=self._seed,
-                codec=self._codec,
-                state={"generator": generator, "trajectory_counter": next_id},
-            )
-            return
-        save_folder(
-            view,
-            _local_folder(path),
+        self._contents.writer.flush()
+        save_view(
+            self._contents.view(),
+            path,
+            trajectory_format=self._format,
             reader=self._reader,
             seed=self._seed,
-            file_format=_file_format(self._format),
-            next_trajectory_id=next_id,
-            generator=generator,
+            codec=self._codec,
+            state={
+                "generator": encode_generator(self._generator),
+                "trajectory_counter": self._contents.next_trajectory_id,
+            },
         )
 
     def load_checkpoint(
         self,
-        load_path: Path_,
+        load_path: Location,
         is_distributed: bool = False,
         local_rank: int = 0,
         world_size: int = 1,
@@ -480,22 +369,12 @@ class TrajectoryReplayBuffer:
             FormatError: if it is damaged.
             InvalidInputError: if the rank is not allowed.
         """
-        self._writer.flush()
+        self._contents.writer.flush()
+        if not is_distributed:
+            local_rank, world_size = 0, 1
         store = open_store(load_path)
-        rows = store.rows
-        if is_distributed:
-            start, stop = partition(len(rows), local_rank, world_size)
-            rows = rows.take(np.arange(start, stop))
-        with self._lock:
-            self._restore_draws(store, where=os.fspath(load_path))
-            if isinstance(self._store, MemoryStore):
-                self._store.remove_all(reason="load")
-            self._skip = len(self._store.rows)
-            self._loaded = (store, rows)
-            self._num_ever = len(rows)
-            self._next_id = int(rows.trajectory_ids.max(initial=-1)) + 1
-            self._current = self._known = None
-            self._reader.clear()
+        self._contents.load(store, rank=local_rank, world_size=world_size)
+        self._restore_draws(store, where=os.fspath(load_path))
 
     def _restore_draws(self, store: TrajectoryStore, *, where: str) -> None:
         state = store.state or {}
@@ -507,17 +386,12 @@ class TrajectoryReplayBuffer:
     # --- end --------------------------------------------------------------------
 
     def clear(self) -> None:
-        """Forget all trajectories. Saved archives stay on disk, off the list."""
-        self._writer.flush()
-        with self._store_lock:
-            self._store.remove_all(reason="clear")
-        with self._lock:
-            self._skip = 0
-            self._loaded = None
-            self._pending = ()
-            self._num_ever = 0
-            self._current = self._known = None
-            self._reader.clear()
+        """Forget all trajectories. Saved archives stay on disk, off the list.
+
+        Raises:
+            StorageError: if saving what was queued failed, or the storage did.
+        """
+        self._contents.clear()
 
     def clear_cache(self) -> None:
         """Forget what is kept decoded and open; nothing else changes."""
@@ -529,7 +403,7 @@ class TrajectoryReplayBuffer:
         Raises:
             StorageError: if saving failed.
         """
-        self._writer.close(wait=wait)
+        self._contents.writer.close(wait=wait)
         self._reader.clear()
 
     def __enter__(self) -> TrajectoryReplayBuffer:
@@ -539,38 +413,6 @@ class TrajectoryReplayBuffer:
     def __exit__(self, *exc: object) -> None:
         """Close the buffer."""
         self.close()
-
-
-def open_store(path: Path_) -> TrajectoryStore:
-    """Open the buffer or RLinf folder at a path, whichever it is.
-
-    Raises:
-        NotFoundError: if neither is there.
-        FormatError: if it is damaged.
-    """
-    storage = open_storage(path)
-    if isinstance(storage, LocalStorage) and is_rlinf_folder(storage.root):
-        return RlinfStore.open(storage.root)
-    if not storage.exists(ROOT_NAME):
-        raise NotFoundError(
-            f"{storage.url} holds no replay buffer: neither {ROOT_NAME} nor RLinf's "
-            f"{METADATA_NAME} is there"
-        )
-    return LogStore.open(storage)
-
-
-def _local_folder(path: Path_) -> Path:
-    storage = open_storage(path)
-    if not isinstance(storage, LocalStorage):
-        raise InvalidInputError(
-            f"path {os.fspath(path)!r} is not allowed for pt and pkl files; they need "
-            "a local path"
-        )
-    return storage.root
-
-
-def _file_format(name: str) -> FileFormat:
-    return "pt" if name == "pt" else "pkl"
 
 
 def _whole(name: str, value: SupportsIndex, *, minimum: int = 0) -> int:

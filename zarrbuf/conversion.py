@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from zarrbuf.buffer import FORMATS, open_store
 from zarrbuf.commits import create_log
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.format import (
@@ -25,6 +24,7 @@ from zarrbuf.format import (
 )
 from zarrbuf.manifest import Action, Snapshot
 from zarrbuf.metadata import CodecName, check_codec
+from zarrbuf.opening import check_format, open_store
 from zarrbuf.rlinf_files import encode_trajectory_file
 from zarrbuf.rlinf_index import (
     INDEX_NAME,
@@ -95,8 +95,7 @@ def convert(
         FormatError: if the source is damaged; nothing is left at `destination`.
         StorageError: if the storage failed; nothing is left at `destination`.
     """
-    if to not in FORMATS:
-        raise InvalidInputError(f"to is {to!r}; allowed are {', '.join(FORMATS)}")
+    check_format("to", to)
     known_codec = check_codec(codec)
     store = open_store(source)
     storage = open_storage(destination)

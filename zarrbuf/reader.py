@@ -278,7 +278,7 @@ def decode_small_fields(archive: TrajectoryArchive) -> npt.NDArray[np.void]:
         if field.stage is not None:
             array = array[field.stage]
         kept = step_rows(field.spec.rows, len(array), header.num_steps)
-        table[field.name] = array[kept].reshape(-1, *field.spec.shape)
+        table[field.name] = array[kept].reshape(table.shape + field.spec.shape)
     return table
 
 

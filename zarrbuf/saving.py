@@ -7,32 +7,69 @@ can, copied elsewhere, and one commit makes them visible. Knows no thread.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.format import ROOT_NAME, Schema, trajectory_name
+from zarrbuf.format import Schema, trajectory_name
 from zarrbuf.manifest import Action, Snapshot, schema_id
 from zarrbuf.metadata import CodecName
+from zarrbuf.opening import (
+    Location,
+    open_or_create_folder,
+    open_or_create_log_store,
+)
 from zarrbuf.reader import BatchReader
 from zarrbuf.rlinf import RlinfStore
 from zarrbuf.rlinf_files import encode_trajectory_file, replace_file
-from zarrbuf.rlinf_index import FileFormat, is_rlinf_folder
+from zarrbuf.rlinf_index import FileFormat
 from zarrbuf.rows import Row, Rows
 from zarrbuf.shards import crc32c
-from zarrbuf.storage import LocalStorage, Storage, open_storage
+from zarrbuf.storage import Storage, open_storage
 from zarrbuf.stores import LogStore, listing_actions
 from zarrbuf.trajectory import decode_trajectory
 from zarrbuf.views import View
 
 
+def save_view(
+    view: View,
+    path: Location,
+    *,
+    trajectory_format: str,
+    reader: BatchReader,
+    seed: int | None,
+    codec: CodecName,
+    state: Mapping[str, Any],
+) -> None:
+    """Save the window at `path` in one of the formats.
+
+    Args:
+        view: what is saved.
+        path: where; a checkpoint of the same format may be there.
+        trajectory_format: "zarr", "pt" or "pkl".
+        reader: opens archives.
+        seed: kept in a new checkpoint.
+        codec: kept in a new checkpoint.
+        state: "generator", the state of the draws as text, and "trajectory_counter".
+
+    Raises:
+        InvalidInputError: if something of another format is there.
+        StorageError: if saving failed; an earlier checkpoint there stays whole.
+    """
+    if trajectory_format == "zarr":
+        save_buffer(view, path, reader=reader, seed=seed, codec=codec, state=state)
+        return
+    file_format: FileFormat = "pt" if trajectory_format == "pt" else "pkl"
+    save_folder(
+        view, path, reader=reader, seed=seed, file_format=file_format, state=state
+    )
+
+
 def save_buffer(
     view: View,
-    path: str | os.PathLike[str],
+    path: Location,
     *,
     reader: BatchReader,
     seed: int | None,
@@ -57,11 +94,7 @@ def save_buffer(
         StorageError: if the storage failed; what the buffer held before it still holds.
     """
     storage = open_storage(path)
-    if isinstance(storage, LocalStorage) and is_rlinf_folder(storage.root):
-        raise InvalidInputError(
-            f"{path} holds files of RLinf's; save a zarr checkpoint elsewhere"
-        )
-    target = LogStore.open_or_create(storage, seed=seed, codec=codec)
+    target = open_or_create_log_store(storage, seed=seed, codec=codec)
     is_home = [_is_at(store, target) for store in view.stores]
     if any(is_home[n] for n in view.store_of.tolist()):
         if not all(is_home[n] for n in view.store_of.tolist()):
@@ -154,13 +187,12 @@ def _replace_rows(
 
 def save_folder(
     view: View,
-    path: str | os.PathLike[str],
+    path: Location,
     *,
     reader: BatchReader,
     seed: int | None,
     file_format: FileFormat,
-    next_trajectory_id: int,
-    generator: str,
+    state: Mapping[str, Any],
 ) -> None:
     """Make the folder at `path` one of RLinf's that holds exactly the window.
 
@@ -171,12 +203,8 @@ def save_folder(
         InvalidInputError: if a zarrbuf buffer, or the other file format, is there.
         StorageError: if the storage failed; the old index is as it was.
     """
-    folder = Path(path)
-    if (folder / ROOT_NAME).exists():
-        raise InvalidInputError(
-            f"{path} holds a zarrbuf buffer; save a {file_format} checkpoint elsewhere"
-        )
-    target = RlinfStore.open_or_create(folder, seed=seed, file_format=file_format)
+    target = open_or_create_folder(path, seed=seed, file_format=file_format)
+    folder = target.folder
     have = {row.trajectory_id: row for row in target.index.rows}
     rows, names = [], {}
     for position in range(len(view.rows)):
@@ -195,8 +223,8 @@ def save_folder(
         rows.append(row)
         names[number] = name
     target.index.rows, target.index.names = rows, names
-    target.index.counter = next_trajectory_id
-    target.index.generator = generator
+    target.index.counter = state["trajectory_counter"]
+    target.index.generator = state["generator"]
     target.write_index()
 
 

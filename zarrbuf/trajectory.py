@@ -427,7 +427,9 @@ def flatten_trajectory(archive: TrajectoryArchive) -> dict[str, AnyArray]:
         if entry.stage is not None:
             array = array[entry.stage]
         kept = array[step_rows(entry.spec.rows, len(array), header.num_steps)]
-        flat[entry.name] = kept.reshape(-1, *entry.spec.shape)
+        flat[entry.name] = kept.reshape(
+            header.num_steps * header.num_envs, *entry.spec.shape
+        )
     return flat
 
 

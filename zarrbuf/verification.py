@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zarrbuf.archive import TrajectoryArchive
-from zarrbuf.buffer import open_store
 from zarrbuf.checkpoints import check_checkpoints
 from zarrbuf.commits import CommitLog, list_versions
 from zarrbuf.errors import FormatError, ZarrbufError
 from zarrbuf.format import ROOT_NAME, TRAJECTORY_DIR
 from zarrbuf.manifest import Snapshot
+from zarrbuf.opening import open_store
 from zarrbuf.rlinf import RlinfStore
 from zarrbuf.rlinf_index import is_rlinf_folder
 from zarrbuf.rows import Row

@@ -117,11 +117,14 @@ class BackgroundWriter:
                 next `flush` tries it again.
         """
         with self._changed:
-            self._raise_error()
+            self._wait()
             self._start()
-            while self._is_draining:
-                self._changed.wait()
-            self._raise_error()
+            self._wait()
+
+    def _wait(self) -> None:
+        while self._is_draining:
+            self._changed.wait()
+        self._raise_error()
 
     def close(self, *, wait: bool = True) -> None:
         """Stop the thread, after what is queued is written if `wait`.

@@ -1,0 +1,1 @@
+"""What zarrbuf costs beside other ways to keep a replay buffer."""

@@ -1,0 +1,450 @@
+"""The ways to keep a replay buffer that are compared, behind one small contract.
+
+All draw the same samples from one seed and return the same bytes; `run` checks that
+before it times anything. None of them keeps a trajectory that it was given.
+"""
+
+from __future__ import annotations
+
+import abc
+import functools
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import tensorstore as ts
+import torch
+import zarr
+from tensordict import TensorDict
+from torchrl.data import LazyMemmapStorage, ReplayBuffer
+from zarr.storage import ZipStore
+
+from benchmarks.data import CAMERAS, DataSet, Flat, flatten
+from zarrbuf import Trajectory, TrajectoryReplayBuffer, list_buffer
+
+BIG: Final = tuple(
+    f"{stage}/{name}" for stage in ("curr_obs", "next_obs") for name in CAMERAS
+)
+STAGES: Final = {"curr_obs": 0, "next_obs": 1}
+SEED: Final = 1234
+TENSORSTORE_CACHE_BYTES: Final = 256 << 20
+"""As much as zarrbuf may keep decoded by default."""
+
+
+class Contender(abc.ABC):
+    """One way to keep trajectories and to draw from them.
+
+    Attributes:
+        name: how tables call it.
+        writes: whether it stores something of its own.
+        rare: whether a batch takes so long that few are enough.
+    """
+
+    name: str
+    writes = True
+    rare = False
+
+    def __init__(self, folder: Path, data: DataSet) -> None:
+        """Prepare to store `data` in `folder`."""
+        self.folder = folder
+        self.data = data
+        self._generator = torch.Generator().manual_seed(SEED)
+
+    def add(self, trajectory: Trajectory) -> None:
+        """Store a trajectory, the next one of the data."""
+        raise NotImplementedError
+
+    def settle(self) -> None:  # noqa: B027
+        """Do what `add` left for later; not timed as a part of it."""
+
+    def open(self) -> None:  # noqa: B027
+        """Get ready to sample what is stored."""
+
+    def seed(self, seed: int) -> None:
+        """Start the draws anew."""
+        self._generator.manual_seed(seed)
+
+    def draw(self, count: int) -> torch.Tensor:
+        """Draw the numbers of samples, uniformly, with replacement."""
+        total = self.data.num_samples
+        return torch.randint(0, total, (count,), generator=self._generator)
+
+    @abc.abstractmethod
+    def sample(self, count: int) -> Any:
+        """Draw samples; a mapping, nested or flat, of tensors [count, ...]."""
+
+    def disk_bytes(self) -> int:
+        """Return the bytes of the files stored."""
+        return sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file())
+
+    def close(self) -> None:  # noqa: B027
+        """Let go of files and memory."""
+
+
+def flat_batch(batch: Any, prefix: str = "") -> Flat:
+    """Return a batch of any contender as tensors by path."""
+    flat: Flat = {}
+    for name, value in batch.items():
+        if hasattr(value, "items"):
+            flat.update(flat_batch(value, f"{prefix}{name}/"))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+class Zarrbuf(Contender):
+    """zarrbuf, sampled from its files by a buffer that did not write them.
+
+    Attributes:
+        add_seconds: how long each `add_trajectories` held its caller.
+    """
+
+    name = "zarrbuf"
+    codec = "lz4"
+
+    def __init__(self, folder: Path, data: DataSet) -> None:  # noqa: D107
+        super().__init__(folder, data)
+        self._writer = TrajectoryReplayBuffer(
+            sample_window_size=0,
+            auto_save=True,
+            auto_save_path=folder,
+            codec=self.codec,
+        )
+        self._reader = TrajectoryReplayBuffer(sample_window_size=0)
+        self.add_seconds: list[float] = []
+
+    def add(self, trajectory: Trajectory) -> None:  # noqa: D102
+        started = time.perf_counter()
+        self._writer.add_trajectories([trajectory])
+        self.add_seconds.append(time.perf_counter() - started)
+        self._writer.flush()
+
+    def open(self) -> None:  # noqa: D102
+        self._writer.close()
+        self._reader.load_checkpoint(self.folder)
+
+    def seed(self, seed: int) -> None:  # noqa: D102
+        self._reader.manual_seed(seed)
+
+    def sample(self, count: int) -> Any:  # noqa: D102
+        return self._reader.sample(count)
+
+    def close(self) -> None:  # noqa: D102
+        self._writer.close()
+        self._reader.close()
+
+
+class ZarrbufZstd(Zarrbuf):
+    """zarrbuf with the smaller, slower codec."""
+
+    name = "zarrbuf, zstd"
+    codec = "zstd"
+
+
+class TorchrlMemmap(Contender):
+    """TorchRL: every transition a row of memory-mapped tensors.
+
+    Read by row number, past the sampler, in the process that wrote them: all pages
+    are mapped and in the page cache.
+    """
+
+    name = "TorchRL `LazyMemmapStorage`"
+
+    def __init__(self, folder: Path, data: DataSet) -> None:  # noqa: D107
+        super().__init__(folder, data)
+        self._storage = LazyMemmapStorage(data.num_samples, scratch_dir=folder)
+        self._buffer = ReplayBuffer(storage=self._storage, batch_size=256)
+
+    def add(self, trajectory: Trajectory) -> None:  # noqa: D102
+        flat = flatten(trajectory)
+        rows = TensorDict(
+            {tuple(name.split("/")): value for name, value in flat.items()},
+            batch_size=[self.data.samples_each],
+        )
+        self._buffer.extend(rows)
+
+    def sample(self, count: int) -> Any:  # noqa: D102
+        return self._storage.get(self.draw(count))
+
+
+class WholeFiles(Contender):
+    """RLinf's way: a `.pt` file per trajectory, loaded whole, the last five kept.
+
+    Attributes:
+        sync_seconds: what making each file durable would have taken on top.
+    """
+
+    name = "whole `.pt` files (RLinf's way)"
+    rare = True
+    max_kept = 5
+
+    def __init__(self, folder: Path, data: DataSet) -> None:  # noqa: D107
+        super().__init__(folder, data)
+        folder.mkdir(parents=True)
+        self._num_files = 0
+        self._kept: OrderedDict[int, Flat] = OrderedDict()
+        self.sync_seconds: list[float] = []
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"trajectory_{number}.pt"
+
+    def add(self, trajectory: Trajectory) -> None:  # noqa: D102
+        content = {n: v for n, v in vars(trajectory).items() if v is not None}
+        torch.save(content, self._path(self._num_files))
+        self._num_files += 1
+
+    def settle(self) -> None:  # noqa: D102
+        started = time.perf_counter()
+        with self._path(self._num_files - 1).open("rb") as file:
+            os.fsync(file.fileno())
+        self.sync_seconds.append(time.perf_counter() - started)
+
+    def _load(self, number: int) -> Flat:
+        flat = self._kept.pop(number, None)
+        if flat is None:
+            content = torch.load(self._path(number), weights_only=True)
+            flat = flatten(Trajectory(**content))
+        self._kept[number] = flat
+        if len(self._kept) > self.max_kept:
+            self._kept.popitem(last=False)
+        return flat
+
+    def sample(self, count: int) -> Any:  # noqa: D102
+        batch: Flat = {}
+        for number, rows, inside in groups(self.draw(count), self.data):
+            for name, value in self._load(number).items():
+                if name not in batch:
+                    batch[name] = value.new_empty((count, *value.shape[1:]))
+                batch[name][rows] = value[inside]
+        return batch
+
+    def close(self) -> None:  # noqa: D102
+        self._kept.clear()
+
+
+class Memory(Contender):
+    """Everything in memory as flat tensors, gathered into fresh memory."""
+
+    name = "all in memory, `index_select`"
+
+    def __init__(self, folder: Path, data: DataSet) -> None:  # noqa: D107
+        super().__init__(folder, data)
+        self.tensors: Flat = {}
+        self._num_rows = 0
+
+    def add(self, trajectory: Trajectory) -> None:  # noqa: D102
+        stop = self._num_rows + self.data.samples_each
+        for name, value in flatten(trajectory).items():
+            if name not in self.tensors:
+                shape = (self.data.num_samples, *value.shape[1:])
+                self.tensors[name] = value.new_empty(shape)
+            self.tensors[name][self._num_rows : stop] = value
+        self._num_rows = stop
+
+    def sample(self, count: int) -> Any:  # noqa: D102
+        draws = self.draw(count)
+        return {n: v.index_select(0, draws) for n, v in self.tensors.items()}
+
+    def disk_bytes(self) -> int:  # noqa: D102
+        return 0
+
+    def close(self) -> None:  # noqa: D102
+        self.tensors = {}
+
+
+class MemoryReused(Contender):
+    """The same, into memory used before: the limit of copying."""
+
+    name = "the same with `out=` (copy limit)"
+    writes = False
+
+    def __init__(self, memory: Memory) -> None:  # noqa: D107
+        super().__init__(memory.folder, memory.data)
+        self._memory = memory
+        self._batch: Flat = {}
+
+    def sample(self, count: int) -> Any:  # noqa: D102
+        draws = self.draw(count)
+        for name, value in self._memory.tensors.items():
+            if name not in self._batch:
+                self._batch[name] = value.new_empty((count, *value.shape[1:]))
+            torch.index_select(value, 0, draws, out=self._batch[name])
+        return self._batch
+
+    def disk_bytes(self) -> int:  # noqa: D102
+        return 0
+
+    def close(self) -> None:  # noqa: D102
+        self._batch = {}
+
+
+class ZarrReader(Contender):
+    """A general Zarr library on zarrbuf's archives, opened once.
+
+    Small fields are held decoded, as zarrbuf holds them; images come from the files.
+    """
+
+    writes = False
+
+    def __init__(self, zarrbuf: Zarrbuf) -> None:  # noqa: D107
+        super().__init__(zarrbuf.folder, zarrbuf.data)
+        self._images: list[Mapping[str, Any]] = []
+        self._small: Flat = {}
+
+    @abc.abstractmethod
+    def _open_images(self, path: Path) -> Mapping[str, Any]:
+        """Open the two image arrays, [2, T, B, H, W, C], of one archive."""
+
+    def open(self) -> None:  # noqa: D102
+        rows = list_buffer(str(self.folder)).rows
+        paths = [self.folder / rows.row(n).path for n in range(len(rows))]
+        self._images = [self._open_images(path) for path in paths]
+        tables = [read_small_fields(path) for path in paths]
+        self._small = {
+            name: torch.cat([table[name] for table in tables]) for name in tables[0]
+        }
+
+    def _start_batch(self, draws: torch.Tensor) -> Flat:
+        batch = {n: v.index_select(0, draws) for n, v in self._small.items()}
+        for name in BIG:
+            array = self._images[0][name.partition("/")[2]]
+            batch[name] = torch.empty((len(draws), *array.shape[3:]), dtype=torch.uint8)
+        return batch
+
+    def close(self) -> None:  # noqa: D102
+        self._images = []
+        self._small = {}
+
+
+class Tensorstore(ZarrReader):
+    """tensorstore: `vindex` on arrays that stay open, one `Batch` for all.
+
+    It decodes into the batch itself, which is faster than copying what `read` returns.
+    """
+
+    name = "tensorstore on zarrbuf's archives"
+
+    @functools.cached_property
+    def _context(self) -> Any:
+        limit = {"total_bytes_limit": TENSORSTORE_CACHE_BYTES}
+        return ts.Context({"cache_pool": limit})
+
+    def _open_images(self, path: Path) -> Mapping[str, Any]:
+        base = {"driver": "file", "path": str(path)}
+        return {
+            name: ts.open(
+                {
+                    "driver": "zarr3",
+                    "kvstore": {"driver": "zip", "base": base, "path": f"obs/{name}/"},
+                    "recheck_cached_data": "open",
+                },
+                context=self._context,
+                read=True,
+            ).result()
+            for name in CAMERAS
+        }
+
+    def sample(self, count: int) -> Any:  # noqa: D102
+        draws = self.draw(count)
+        batch = self._start_batch(draws)
+        targets = {
+            name: ts.array(batch[name].numpy(), copy=False, write=True) for name in BIG
+        }
+        copies = []
+        with ts.Batch() as one:
+            for number, rows, inside in groups(draws, self.data):
+                step, env = np.divmod(inside.numpy(), self.data.num_envs)
+                for name in BIG:
+                    stage, _, camera = name.partition("/")
+                    array = self._images[number][camera][STAGES[stage]]
+                    target = targets[name].vindex[rows.numpy()]
+                    copies.append(target.write(array.vindex[step, env], batch=one))
+        for copy in copies:
+            copy.result()
+        return batch
+
+    def close(self) -> None:  # noqa: D102
+        super().close()
+        self.__dict__.pop("_context", None)
+
+
+class ZarrPython(ZarrReader):
+    """zarr-python, one read per row."""
+
+    name = "zarr-python on zarrbuf's archives, a read per row"
+    rare = True
+
+    def _open_images(self, path: Path) -> Mapping[str, Any]:
+        group = zarr.open_group(ZipStore(path, mode="r"), mode="r")
+        return {name: group[f"obs/{name}"] for name in CAMERAS}
+
+    def sample(self, count: int) -> Any:  # noqa: D102
+        draws = self.draw(count)
+        batch = self._start_batch(draws)
+        for number, rows, inside in groups(draws, self.data):
+            for row, flat in zip(rows.tolist(), inside.tolist(), strict=True):
+                step, env = divmod(flat, self.data.num_envs)
+                for name in BIG:
+                    stage, _, camera = name.partition("/")
+                    image = self._images[number][camera][STAGES[stage], step, env]
+                    batch[name][row] = torch.from_numpy(image)
+        return batch
+
+
+def read_small_fields(path: Path) -> Flat:
+    """Read the small fields of an archive with zarr-python, as rows [T * B, ...]."""
+    store = ZipStore(path, mode="r")
+    group = zarr.open_group(store, mode="r")
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for name, array in _arrays(group):
+        if name.rpartition("/")[2] in CAMERAS:
+            continue
+        values = array[...]
+        if name.startswith("obs/"):
+            for stage, number in STAGES.items():
+                arrays[f"{stage}/{name[4:]}"] = values[number]
+        else:
+            arrays[name] = values
+    store.close()
+    steps = len(arrays["rewards"])
+    return {
+        name: torch.from_numpy(value[len(value) - steps :]).flatten(0, 1)
+        for name, value in arrays.items()
+    }
+
+
+def _arrays(group: Any) -> Iterator[tuple[str, Any]]:
+    for name, node in group.members(max_depth=None):
+        if isinstance(node, zarr.Array):
+            yield name, node
+
+
+def groups(
+    draws: torch.Tensor, data: DataSet
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Yield, per trajectory drawn from, the rows of the batch and its samples."""
+    number, inside = draws // data.samples_each, draws % data.samples_each
+    for one in torch.unique(number).tolist():
+        rows = torch.nonzero(number == one).flatten()
+        yield one, rows, inside[rows]
+
+
+def make_contenders(folder: Path, data: DataSet) -> list[Contender]:
+    """Make all contenders, zarrbuf first; readers of its archives come last."""
+    zarrbuf = Zarrbuf(folder / "zarrbuf", data)
+    memory = Memory(folder / "memory", data)
+    return [
+        zarrbuf,
+        ZarrbufZstd(folder / "zstd", data),
+        TorchrlMemmap(folder / "torchrl", data),
+        WholeFiles(folder / "whole", data),
+        memory,
+        MemoryReused(memory),
+        Tensorstore(zarrbuf),
+        ZarrPython(zarrbuf),
+    ]

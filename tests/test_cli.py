@@ -1,0 +1,283 @@
+"""The commands, run as a user runs them."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from batches import leaves
+import zarrbuf
+from zarrbuf import TrajectoryReplayBuffer, cli
+
+DATA = Path(__file__).parent / "data"
+FOLDER = DATA / "rlinf_ragged_pt"
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments: str | Path, check: int = 0) -> Result:
+    """Run `zarrbuf` and assert its exit code, and that an error is one line."""
+    done = CliRunner().invoke(cli.main, list(map(str, arguments)))
+    assert done.exit_code == check, done.stderr
+    assert done.exception is None or isinstance(done.exception, SystemExit)
+    if check and done.stderr and not done.stderr.startswith("Usage"):
+        assert done.stderr.startswith("zarrbuf: "), done.stderr
+        assert done.stderr.count("\n") == 1
+    if not check:
+        assert done.stderr == ""
+    return done
+
+
+def test_the_command_is_installed_and_fails_in_one_line() -> None:
+    command = [sys.executable, "-W", "error", "-m", "zarrbuf.cli", "info", "nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("zarrbuf: ")
+    assert done.stderr.count("\n") == 1
+    script = Path(sys.executable).parent / "zarrbuf"
+    version = subprocess.run([script, "--version"], capture_output=True, text=True)
+    assert version.stdout == f"zarrbuf, version {zarrbuf.__version__}\n"
+
+
+def run_json(*arguments: str | Path, check: int = 0) -> Any:
+    """Run a command with `--json` and return what it prints."""
+    return json.loads(run(*arguments, "--json", check=check).stdout)
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cli") / "buffer"
+    run("convert", FOLDER, path)
+    return path
+
+
+def test_convert_says_what_it_did(tmp_path: Path) -> None:
+    report = run_json("convert", FOLDER, tmp_path / "out", "--codec", "zstd")
+    assert report["num_trajectories"] == 5
+    assert report["total_samples"] == 84
+    assert (report["source_format"], report["destination_format"]) == ("pt", "zarr")
+    files = list((tmp_path / "out").glob("trajectories/*/*.zip"))
+    assert report["destination_bytes"] == sum(file.stat().st_size for file in files)
+    text = run("convert", FOLDER, tmp_path / "pkl", "--to", "pkl").stdout
+    assert "5 trajectories, 84 samples, pt -> pkl" in text
+
+
+def test_sample_draws_what_the_buffer_draws(converted: Path) -> None:
+    report = run_json(
+        "sample", "--load-path", converted, "--num-chunks", "7", "--seed", "5"
+    )
+    buffer = TrajectoryReplayBuffer(sample_window_size=0)
+    buffer.load_checkpoint(converted)
+    buffer.manual_seed(5)
+    expected = {
+        "/".join(path): {
+            "shape": list(tensor.shape),
+            "dtype": str(tensor.dtype).removeprefix("torch."),
+        }
+        for path, tensor in leaves(buffer.sample(7)).items()
+    }
+    assert report["batch"] == expected
+    assert report["stats"]["samples"] == 7
+    assert set(report["stats"]) == set(buffer.get_stats())
+
+
+def test_sample_prints_fields_time_and_bytes(converted: Path) -> None:
+    text = run("sample", "--load-path", converted, "--num-chunks", "48").stdout
+    assert "forward_inputs/noise             [48, 8]                  bfloat16" in text
+    assert "48 of 84 samples in 5 trajectories, drawn in " in text
+    small = run_json(
+        "sample",
+        "--load-path",
+        converted,
+        "--num-chunks",
+        "2",
+        "--sample-window-size",
+        "2",
+        "--cache-size",
+        "3",
+        "--enable-cache",
+    )
+    assert small["stats"]["num_trajectories"] == 2
+    assert small["stats"]["total_samples"] == 40
+    assert small["stats"]["cache_size"] > 0
+
+
+def test_the_toolkit_script_takes_rlinfs_flags(converted: Path) -> None:
+    script = ROOT / "toolkits" / "replay_buffer" / "sample_replay_buffer.py"
+    flags = ["--num-chunks", "4", "--cache-size", "5", "--enable-cache"]
+    done = subprocess.run(
+        [sys.executable, script, "--load-path", converted, *flags],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "4 of 84 samples" in done.stdout
+
+
+@pytest.mark.parametrize("kind", ["zarr", "pt"])
+def test_info_and_ls_say_what_is_there(converted: Path, kind: str) -> None:
+    path = converted if kind == "zarr" else FOLDER
+    summary = run_json("info", path)
+    assert summary["format"] == kind
+    assert (summary["num_trajectories"], summary["total_samples"]) == (5, 84)
+    assert "num_trajectories     5" in run("info", path).stdout
+    listed = run_json("ls", path)["trajectories"]
+    assert [entry["trajectory_id"] for entry in listed] == [0, 1, 2, 3, 4]
+    assert [(entry["T"], entry["B"]) for entry in listed] == [
+        (16, 1),
+        (8, 2),
+        (12, 1),
+        (16, 2),
+        (8, 1),
+    ]
+    name = f"trajectory_0_e99caacd-6c45-5906-bd9f-b79e62f25963_80.{kind}"
+    assert listed[0]["name"] == name
+    lines = run("ls", path).stdout.splitlines()
+    assert len(lines) == 5
+    assert lines[0].startswith(name)
+
+
+@pytest.mark.parametrize("kind", ["zarr", "pt"])
+def test_ls_does_not_load_torch(converted: Path, kind: str) -> None:
+    path = converted if kind == "zarr" else FOLDER
+    code = (
+        "import sys; from zarrbuf.cli import main\n"
+        "try: main(['ls', sys.argv[1]])\n"
+        "except SystemExit: pass\n"
+        "print('torch' in sys.modules, 'zarrbuf.commits' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1] == "False True", done.stderr
+
+
+def test_verify_passes_what_is_sound_and_names_what_is_not(
+    converted: Path, tmp_path: Path
+) -> None:
+    report = run_json("verify", converted)
+    assert report["is_sound"]
+    assert report["num_trajectories"] == 5
+    assert report["num_commits"] == 1
+    assert "sound" in run("verify", converted).stdout
+    damaged = tmp_path / "damaged"
+    shutil.copytree(converted, damaged)
+    victim = sorted(damaged.glob("trajectories/*/*.zip"))[0]
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    text = run("verify", damaged, check=1).stdout
+    assert str(victim) in text
+    assert "1 problems" in text
+    assert not run_json("verify", damaged, check=1)["is_sound"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["sample", "--load-path", "nowhere", "--num-chunks", "4"], 1, "nowhere"),
+        (["info", "nowhere"], 1, "nowhere"),
+        (["ls", "nowhere"], 1, "nowhere"),
+        (["verify", "nowhere"], 1, "nowhere"),
+        (["convert", "nowhere", "out"], 1, "nowhere"),
+        (["sample", "--load-path", "{buffer}", "--num-chunks", "0"], 2, "num_chunks"),
+        (["sample", "--load-path", "{buffer}", "--num-chunks", "-3"], 2, "-3"),
+        (
+            [
+                *["sample", "--load-path", "{buffer}", "--num-chunks", "3"],
+                *["--sample-window-size", "-1"],
+            ],
+            2,
+            "sample_window_size is -1",
+        ),
+        (["convert", "{buffer}", "{buffer}"], 2, "not empty"),
+        (["convert", "{buffer}", "ftp://host/x"], 2, "scheme"),
+        (["info", "s3::file://x"], 2, "chained"),
+        (["info", ""], 2, "path ''"),
+    ],
+)
+def test_bad_calls_end_in_one_line(
+    converted: Path, arguments: list[str], code: int, words: str
+) -> None:
+    given = [argument.format(buffer=converted) for argument in arguments]
+    assert words in run(*given, check=code).stderr
+
+
+def test_click_refuses_unknown_choices() -> None:
+    assert "gzip" in run("convert", "a", "b", "--codec", "gzip", check=2).stderr
+    assert "npz" in run("convert", "a", "b", "--to", "npz", check=2).stderr
+
+
+def test_an_empty_buffer_cannot_be_sampled(tmp_path: Path) -> None:
+    TrajectoryReplayBuffer(auto_save=True, auto_save_path=tmp_path).close()
+    done = run("sample", "--load-path", tmp_path, "--num-chunks", "4", check=1)
+    assert "holds no trajectory" in done.stderr
+    assert run_json("info", tmp_path)["num_trajectories"] == 0
+    assert run("ls", tmp_path).stdout == ""
+
+
+def test_a_newer_spec_is_refused(converted: Path, tmp_path: Path) -> None:
+    newer = tmp_path / "newer"
+    shutil.copytree(converted, newer)
+    root = json.loads((newer / "zarrbuf.json").read_text())
+    (newer / "zarrbuf.json").write_text(json.dumps({**root, "spec": 2}))
+    for command in (["info"], ["sample", "--num-chunks", "2", "--load-path"]):
+        assert "spec 2 is newer" in run(*command, newer, check=1).stderr
+    assert "spec 2 is newer" in run("verify", newer, check=1).stdout
+
+
+def test_names_cannot_speak_to_the_terminal(tmp_path: Path) -> None:
+    shutil.copytree(FOLDER, tmp_path / "x")
+    index = tmp_path / "x" / "trajectory_index.json"
+    text = index.read_text().replace(
+        "e99caacd-6c45-5906-bd9f-b79e62f25963_80", r"\u001b[31mred"
+    )
+    index.write_text(text)
+    listed = run("ls", tmp_path / "x").stdout
+    assert "\x1b" not in listed
+    assert r"\x1b[31mred" in listed
+
+
+def test_progress_shows_on_a_terminal_only(tmp_path: Path) -> None:
+    done = run("convert", FOLDER, tmp_path / "quiet")
+    assert "it/s" not in done.stderr + done.stdout
+    leader, follower = os.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "zarrbuf.cli", "convert", FOLDER, tmp_path / "loud"],
+        stderr=follower,
+        stdout=subprocess.DEVNULL,
+        cwd=ROOT,
+    )
+    os.close(follower)
+    shown = b""
+    while True:
+        try:
+            part = os.read(leader, 4096)
+        except OSError:  # the other side closed the terminal
+            break
+        if not part:
+            break
+        shown += part
+    os.close(leader)
+    assert process.wait() == 0
+    assert b"trajectories" in shown
+    assert b"convert" in shown
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (5 << 40, "5.0 TiB")],
+)
+def test_bytes_are_written_for_people(count: int, text: str) -> None:
+    assert cli.format_bytes(count) == text

@@ -1,0 +1,159 @@
+"""The plan of rooms: an import points only to a strictly lower rank."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import zarrbuf
+
+PACKAGE = Path(zarrbuf.__file__).parent
+RANKS = {
+    "errors": 0,
+    "format": 1,
+    "pickle_machine": 1,
+    "torch_legacy": 1,
+    "sampling": 1,
+    "metadata": 2,
+    "zipindex": 2,
+    "storage": 2,
+    "unpickle": 2,
+    "shards": 3,
+    "archive": 4,
+    "rows": 5,
+    "trajectory": 5,
+    "manifest": 6,
+    "rlinf_index": 6,
+    "rlinf_files": 7,
+    "checkpoints": 7,
+    "commits": 8,
+    "stores": 9,
+    "listing": 9,
+    "reader": 6,
+    "rlinf": 10,
+    "writer": 10,
+    "views": 10,
+    "visualize": 10,
+    "saving": 11,
+    "buffer": 12,
+    "conversion": 13,
+    "verification": 13,
+    "__init__": 14,
+    "cli": 15,
+}
+ONLY_IN = {
+    "fsspec": {"storage"},
+    "matplotlib": {"visualize"},
+    "click": {"cli"},
+    "tqdm": {"cli"},
+    "numcodecs": {"shards"},
+    "google_crc32c": {"shards"},
+    "pickle": {"rlinf_files"},
+}
+TORCH_FREE = ("cli", "listing", "commits", "rlinf_index", "archive", "sampling")
+
+
+def tree(name: str) -> ast.Module:
+    """Return the syntax of one room."""
+    return ast.parse((PACKAGE / f"{name}.py").read_text())
+
+
+def imports(name: str) -> Iterator[str]:
+    """Yield every module that a room imports, whole names."""
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: relative import"
+            assert node.module is not None
+            yield node.module
+
+
+def rooms_used(name: str) -> set[str]:
+    """Return the rooms that a room imports."""
+    parts = (module.split(".") for module in imports(name))
+    found = {p[1] if len(p) > 1 else "__init__" for p in parts if p[0] == "zarrbuf"}
+    return found
+
+
+def test_every_room_has_a_rank_and_the_published_plan_names_it() -> None:
+    rooms = {path.stem for path in PACKAGE.glob("*.py")}
+    assert rooms == set(RANKS)
+    plan = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+    for room, rank in RANKS.items():
+        assert f"r{rank} {room}.py" in plan, room
+
+
+@pytest.mark.parametrize("name", [name for name in RANKS if name != "__init__"])
+def test_imports_point_down(name: str) -> None:
+    for other in rooms_used(name):
+        assert RANKS[other] < RANKS[name], f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_imports_stand_at_the_top(name: str) -> None:
+    for function in ast.walk(tree(name)):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            inner = [
+                node
+                for node in ast.walk(function)
+                if isinstance(node, ast.Import | ast.ImportFrom)
+            ]
+            assert not inner, f"{name}: {function.name} imports"
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_libraries_stay_in_their_room(name: str) -> None:
+    for module in imports(name):
+        allowed = ONLY_IN.get(module.split(".")[0])
+        assert allowed is None or name in allowed, f"{name} imports {module}"
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_nobody_prints(name: str) -> None:
+    names = {node.id for node in ast.walk(tree(name)) if isinstance(node, ast.Name)}
+    assert "print" not in names
+
+
+@pytest.mark.parametrize("name", TORCH_FREE)
+def test_listing_needs_no_torch(name: str) -> None:
+    seen: set[str] = set()
+    waiting = {name}
+    while waiting:
+        room = waiting.pop()
+        seen.add(room)
+        found = rooms_used(room) - {"__init__"}
+        assert "torch" not in {m.split(".")[0] for m in imports(room)}, room
+        waiting |= found - seen
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_rooms_and_functions_stay_small(name: str) -> None:
+    text = (PACKAGE / f"{name}.py").read_text()
+    assert len(text.splitlines()) <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body
+            if ast.get_docstring(node) is not None:
+                body = body[1:]
+            lines = (node.end_lineno or 0) - body[0].lineno + 1 if body else 0
+            assert lines <= 60, f"{name}.{node.name}: {lines} lines"
+
+
+def test_importing_the_package_runs_nothing() -> None:
+    assert "zarrbuf" in sys.modules
+    used = rooms_used("__init__")
+    typed = [
+        node for node in tree("__init__").body if isinstance(node, ast.If)
+    ]  # only `if TYPE_CHECKING`
+    assert len(typed) == 1
+    inside = {
+        node.module.split(".")[1]
+        for node in typed[0].body
+        if isinstance(node, ast.ImportFrom) and node.module
+    }
+    assert used == inside

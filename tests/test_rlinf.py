@@ -1,0 +1,220 @@
+"""RLinf's folders: their JSON, their file names, their files; odd and hostile ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from helpers import assert_same_trajectory, make_trajectory
+from zarrbuf import Trajectory, TrajectoryReplayBuffer
+from zarrbuf.errors import FormatError, InvalidInputError, NotFoundError, StorageError
+from zarrbuf.rlinf import RlinfStore
+from zarrbuf.rlinf_files import (
+    encode_trajectory_file,
+    read_trajectory_file,
+    replace_file,
+)
+from zarrbuf.rlinf_index import read_index
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    target = tmp_path / "folder"
+    shutil.copytree(DATA / "rlinf_ragged_pt", target)
+    return target
+
+
+def edit(path: Path, change: Any) -> None:
+    """Change a JSON file through a function."""
+    value = json.loads(path.read_text())
+    path.write_text(json.dumps(change(value) or value))
+
+
+@pytest.mark.parametrize("file_format", ["pt", "pkl"])
+def test_files_come_back_as_they_were_and_load_as_rlinf_loads_them(
+    tmp_path: Path, file_format: Any
+) -> None:
+    trajectory = make_trajectory(4, 2, extra_epochs=2)
+    trajectory.versions = None
+    path = tmp_path / f"trajectory_0_x.{file_format}"
+    path.write_bytes(encode_trajectory_file(trajectory, file_format))
+    assert_same_trajectory(read_trajectory_file(path), trajectory)
+    if file_format == "pt":
+        value = torch.load(path, weights_only=False)
+    else:
+        value = pickle.loads(path.read_bytes())
+    assert type(value) is dict
+    assert "versions" not in value
+    assert_same_trajectory(Trajectory(**value), trajectory)
+
+
+def test_the_old_name_of_the_index_is_read(folder: Path) -> None:
+    expected = read_index(folder).rows
+    (folder / "trajectory_index.json").rename(folder / "trajector_index.json")
+    assert read_index(folder).rows == expected
+
+
+def test_a_weights_id_in_the_file_name_may_differ_from_the_index(folder: Path) -> None:
+    old = next(folder.glob("trajectory_3_*"))
+    old.rename(folder / "trajectory_3_other_weights.pt")
+    index = read_index(folder)
+    assert index.names[3] == "trajectory_3_other_weights.pt"
+    rewards = RlinfStore.open(folder).read_trajectory(index.rows[3]).rewards
+    assert rewards is not None
+    assert rewards.shape[:2] == (16, 2)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("metadata.json", lambda v: v.update(trajectory_format="h5"), "'h5'"),
+        ("metadata.json", lambda v: v.update(seed="x"), "seed is 'x'"),
+        ("trajectory_index.json", lambda v: {"trajectory_index": {}}, "missing"),
+        ("trajectory_index.json", lambda v: {"a": 1}, "missing"),
+        (
+            "trajectory_index.json",
+            lambda v: v["trajectory_id_list"].append(77),
+            "trajectory 77 has no entry",
+        ),
+        (
+            "trajectory_index.json",
+            lambda v: v["trajectory_id_list"].append(0),
+            "twice",
+        ),
+        (
+            "trajectory_index.json",
+            lambda v: v["trajectory_index"]["1"].update(shape=[1]),
+            "entry 1",
+        ),
+        (
+            "trajectory_index.json",
+            lambda v: v["trajectory_index"]["1"].update(num_samples=3),
+            "num_samples",
+        ),
+        (
+            "trajectory_index.json",
+            lambda v: v["trajectory_index"]["1"].update(
+                model_weights_id="../../etc/passwd"
+            ),
+            "entry 1",
+        ),
+    ],
+)
+def test_a_malformed_index_is_named(
+    folder: Path, file: str, change: Any, words: str
+) -> None:
+    edit(folder / file, change)
+    with pytest.raises(FormatError, match=words):
+        read_index(folder)
+
+
+def test_a_missing_file_or_json_is_named(folder: Path) -> None:
+    shutil.move(folder / "metadata.json", folder / "m")
+    with pytest.raises(FormatError, match=r"metadata\.json is missing"):
+        read_index(folder)
+    shutil.move(folder / "m", folder / "metadata.json")
+    next(folder.glob("trajectory_2_*")).unlink()
+    with pytest.raises(NotFoundError, match="trajectory 2"):
+        read_index(folder)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [1, 2],
+        {"rewards": torch.ones(2, 1), "unheard_of": torch.ones(2, 1)},
+        {"rewards": Trajectory()},
+        {"rewards": os.system},
+    ],
+)
+@pytest.mark.parametrize("file_format", ["pt", "pkl"])
+def test_files_that_hold_something_else_are_refused(
+    tmp_path: Path, value: Any, file_format: str
+) -> None:
+    path = tmp_path / f"trajectory_0_x.{file_format}"
+    if file_format == "pt":
+        torch.save(value, path)
+    else:
+        path.write_bytes(pickle.dumps(value))
+    with pytest.raises(FormatError, match="trajectory_0_x"):
+        read_trajectory_file(path)
+
+
+def test_a_file_of_another_shape_than_the_index_is_refused(folder: Path) -> None:
+    first = next(folder.glob("trajectory_0_*"))
+    second = next(folder.glob("trajectory_3_*"))
+    shutil.copyfile(first, second)
+    buffer = TrajectoryReplayBuffer()
+    buffer.load_checkpoint(folder)
+    with pytest.raises(FormatError, match=r"trajectory_3_.*the index says T=16, B=2"):
+        buffer.sample(100)
+
+
+def test_fields_that_differ_between_files_are_named(folder: Path) -> None:
+    path = next(folder.glob("trajectory_1_*"))
+    value = torch.load(path, weights_only=True)
+    value["rewards"] = value["rewards"].double()
+    torch.save(value, path)
+    buffer = TrajectoryReplayBuffer()
+    buffer.load_checkpoint(folder)
+    with pytest.raises(InvalidInputError, match="'rewards' is float"):
+        buffer.sample(4)
+
+
+def test_archives_made_from_files_are_kept_within_the_bound(folder: Path) -> None:
+    whole = TrajectoryReplayBuffer()
+    whole.load_checkpoint(folder)
+    whole.sample(100)
+    kept = whole._reader._archives.cost
+    tight = TrajectoryReplayBuffer(cache_bytes=kept // 2)
+    tight.load_checkpoint(folder)
+    for _ in range(3):
+        tight.sample(100)
+        assert tight._reader._archives.cost <= kept // 2
+
+
+def test_files_whose_index_was_lost_keep_their_names(folder: Path) -> None:
+    (folder / "trajectory_index.json").unlink()
+    (folder / "metadata.json").unlink()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with TrajectoryReplayBuffer(
+        auto_save=True, auto_save_path=folder, trajectory_format="pt"
+    ) as buffer:
+        buffer.add_trajectories([make_trajectory(4, 1)])
+        assert buffer._trajectory_id_list == [5]
+    for name, data in before.items():
+        assert (folder / name).read_bytes() == data
+
+
+def test_replacing_a_file_is_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.json"
+    replace_file(path, b"old")
+
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    for name in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, fail)
+            with pytest.raises(StorageError, match=r"x\.json: No space left"):
+                replace_file(path, b"new")
+        assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+        assert path.read_bytes() == b"old"
+
+
+def test_only_one_format_a_folder(folder: Path) -> None:
+    with pytest.raises(InvalidInputError, match="holds pt files"):
+        RlinfStore.open_or_create(folder, seed=1, file_format="pkl")
+    with pytest.raises(NotFoundError, match="holds no replay buffer of RLinf"):
+        RlinfStore.open(folder / "nowhere")

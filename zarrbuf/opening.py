@@ -1,0 +1,126 @@
+"""Which store lies at a path: seen from its files, or made there.
+
+Owns what may not be mixed in one folder. Knows no buffer.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from zarrbuf.errors import InvalidInputError, NotFoundError
+from zarrbuf.format import ROOT_NAME
+from zarrbuf.metadata import CodecName
+from zarrbuf.rlinf import RlinfStore
+from zarrbuf.rlinf_index import (
+    FILE_FORMATS,
+    METADATA_NAME,
+    FileFormat,
+    is_rlinf_folder,
+)
+from zarrbuf.storage import LocalStorage, Storage, open_storage
+from zarrbuf.stores import LogStore, TrajectoryStore
+
+FORMATS: Final = ("zarr", *FILE_FORMATS)
+Location = str | os.PathLike[str]
+
+
+def check_format(name: str, value: str) -> str:
+    """Return `value` if it is a format that buffers have.
+
+    Raises:
+        InvalidInputError: otherwise, naming the argument and those that there are.
+    """
+    if value not in FORMATS:
+        raise InvalidInputError(
+            f"{name} is {value!r}; allowed are {', '.join(FORMATS)}"
+        )
+    return value
+
+
+def open_store(path: Location) -> TrajectoryStore:
+    """Open the buffer or RLinf folder at a path, whichever it is.
+
+    Raises:
+        NotFoundError: if neither is there.
+        FormatError: if it is damaged.
+    """
+    storage = open_storage(path)
+    if isinstance(storage, LocalStorage) and is_rlinf_folder(storage.root):
+        return RlinfStore.open(storage.root)
+    if not storage.exists(ROOT_NAME):
+        raise NotFoundError(
+            f"{storage.url} holds no replay buffer: neither {ROOT_NAME} nor RLinf's "
+            f"{METADATA_NAME} is there"
+        )
+    return LogStore.open(storage)
+
+
+def open_or_create_store(
+    path: Location, *, trajectory_format: str, seed: int | None, codec: CodecName
+) -> TrajectoryStore:
+    """Open the store of a format at a path, or make it there.
+
+    Args:
+        path: local, `file://` or `memory://`; local for "pt" and "pkl".
+        trajectory_format: "zarr", "pt" or "pkl".
+        seed: kept in a new store.
+        codec: kept in a new store.
+
+    Raises:
+        InvalidInputError: if a store of another format is there.
+        FormatError: if what is there is damaged.
+    """
+    if trajectory_format == "zarr":
+        return open_or_create_log_store(open_storage(path), seed=seed, codec=codec)
+    file_format: FileFormat = "pt" if trajectory_format == "pt" else "pkl"
+    return open_or_create_folder(path, seed=seed, file_format=file_format)
+
+
+def open_or_create_log_store(
+    storage: Storage, *, seed: int | None, codec: CodecName
+) -> LogStore:
+    """Open the zarrbuf buffer on a storage, or make it there.
+
+    Raises:
+        InvalidInputError: if a folder of RLinf's is there.
+    """
+    if isinstance(storage, LocalStorage) and is_rlinf_folder(storage.root):
+        raise InvalidInputError(
+            f"{storage.url} holds files of RLinf's, not a zarrbuf buffer; choose "
+            "another folder, or convert it with `zarrbuf convert`"
+        )
+    return LogStore.open_or_create(storage, seed=seed, codec=codec)
+
+
+def open_or_create_folder(
+    path: Location, *, seed: int | None, file_format: FileFormat
+) -> RlinfStore:
+    """Open the folder of RLinf's at a path, or make it there.
+
+    Raises:
+        InvalidInputError: if a zarrbuf buffer, or the other file format, is there.
+    """
+    folder = local_folder(path)
+    if (folder / ROOT_NAME).exists():
+        raise InvalidInputError(
+            f"{folder} holds a zarrbuf buffer, not {file_format} files; choose "
+            "another folder"
+        )
+    return RlinfStore.open_or_create(folder, seed=seed, file_format=file_format)
+
+
+def local_folder(path: Location) -> Path:
+    """Return the local folder that a path names.
+
+    Raises:
+        InvalidInputError: if it names another storage.
+    """
+    storage = open_storage(path)
+    if not isinstance(storage, LocalStorage):
+        raise InvalidInputError(
+            f"path {os.fspath(path)!r} is not allowed for pt and pkl files; they need "
+            "a local path"
+        )
+    return storage.root
