@@ -25,8 +25,8 @@ from benchmarks.data import DataSet, Flat, num_bytes
 from benchmarks.memory import Growth, in_fresh_process
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.buffer import open_store
+from zarrbuf.encoding import EncodedTrajectory, encode_trajectory
 from zarrbuf.format import new_uuid
-from zarrbuf.trajectory import EncodedTrajectory, encode_trajectory
 
 Say = Callable[[str], None]
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
+from zarrbuf.encoding import encode_trajectory
 from zarrbuf.format import STORED_DTYPE, AnyArray
-from zarrbuf.trajectory import Trajectory, encode_trajectory
+from zarrbuf.trajectory import Trajectory
 from zarrbuf.zipindex import encode_zip, parse_zip
 
 Tensor = torch.Tensor

@@ -10,15 +10,11 @@ import numpy as np
 import pytest
 from helpers import UUID, contents_of, rezip, small_archive
 
-from zarrbuf.archive import (
-    Archive,
-    FieldArray,
-    TrajectoryArchive,
-    encode_archive,
-)
+from zarrbuf.archive import Archive, FieldArray, encode_archive
 from zarrbuf.errors import FormatError, UnsupportedVersionError
 from zarrbuf.format import AnyArray
 from zarrbuf.metadata import encode_json
+from zarrbuf.trajectory_archive import TrajectoryArchive
 
 NAME = "folder/some.zarr.zip"
 

@@ -10,9 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
 from batches import (
     assert_same_batch,
     draw,
@@ -22,6 +19,9 @@ from batches import (
     num_samples,
 )
 from helpers import assert_same_trajectory, make_trajectory, trajectories
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.errors import (
     EmptyBufferError,
@@ -161,15 +161,15 @@ def test_more_samples_than_there_are_come_with_replacement() -> None:
 
 
 def test_numpys_and_torchs_global_generators_are_left_alone() -> None:
-    np.random.seed(5)  # noqa: NPY002
+    np.random.seed(5)
     torch.manual_seed(5)
-    expected = np.random.random(), torch.rand(1).item()  # noqa: NPY002
-    np.random.seed(5)  # noqa: NPY002
+    expected = np.random.random(), torch.rand(1).item()
+    np.random.seed(5)
     torch.manual_seed(5)
     buffer = TrajectoryReplayBuffer(seed=9)
     buffer.add_trajectories(some(1))
     buffer.sample(4)
-    assert (np.random.random(), torch.rand(1).item()) == expected  # noqa: NPY002
+    assert (np.random.random(), torch.rand(1).item()) == expected
 
 
 def test_ready_counts_trajectories_ever_added() -> None:
@@ -272,7 +272,7 @@ def test_members_with_an_underscore_that_rlinf_reads(
         assert buffer._trajectory_id_list == [0, 1, 2]
         entry = buffer._trajectory_index[1]
         assert entry["num_samples"] == 16
-        assert entry["shape"][:2] == (8, 2)
+        assert tuple(entry["shape"][:2]) == (8, 2)
         assert entry["model_weights_id"] == added[1].model_weights_id
         assert entry["max_episode_length"] == added[1].max_episode_length
         for number in range(3):
@@ -285,7 +285,7 @@ def test_members_with_an_underscore_that_rlinf_reads(
 def test_an_unknown_trajectory_is_named_with_those_there_are() -> None:
     buffer = TrajectoryReplayBuffer()
     buffer.add_trajectories(some(3))
-    with pytest.raises(TrajectoryNotFoundError, match="no trajectory 9.*0 to 2"):
+    with pytest.raises(TrajectoryNotFoundError, match=r"no trajectory 9.*0 to 2"):
         buffer.load_trajectory(9)
 
 
@@ -365,9 +365,11 @@ def test_the_default_folder_is_below_the_log_directory(
 ) -> None:
     monkeypatch.setenv("ZARRBUF_LOG_DIR", str(tmp_path / "runs"))
     monkeypatch.setenv("RANK", "3")
-    with caplog.at_level(logging.INFO, logger="zarrbuf"):
-        with TrajectoryReplayBuffer(auto_save=True) as buffer:
-            buffer.add_trajectories(some(1))
+    with (
+        caplog.at_level(logging.INFO, logger="zarrbuf"),
+        TrajectoryReplayBuffer(auto_save=True) as buffer,
+    ):
+        buffer.add_trajectories(some(1))
     folder = tmp_path / "runs" / "replay_buffer" / "rank_3"
     assert (folder / "zarrbuf.json").exists()
     assert sum(str(folder) in record.message for record in caplog.records) == 1

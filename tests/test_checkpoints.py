@@ -32,8 +32,10 @@ from zarrbuf.errors import (
     UnsupportedVersionError,
 )
 from zarrbuf.format import FieldSpec, checkpoint_path, new_uuid
-from zarrbuf.manifest import Action, SegmentRef, Snapshot, schema_id, seal
-from zarrbuf.rows import Row, Rows, parse_segment
+from zarrbuf.log_format import Action, SegmentRef, seal
+from zarrbuf.manifest import Snapshot, schema_id
+from zarrbuf.rows import Row, Rows
+from zarrbuf.segments import parse_segment
 from zarrbuf.storage import MemoryStorage, Outcome
 
 INTERVAL = 4

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from batches import leaves
 from click.testing import CliRunner, Result
 
-from batches import leaves
 import zarrbuf
 from zarrbuf import TrajectoryReplayBuffer, cli
 

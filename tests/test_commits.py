@@ -40,14 +40,8 @@ from zarrbuf.errors import (
     UnsupportedVersionError,
 )
 from zarrbuf.format import FieldSpec, commit_path, new_uuid
-from zarrbuf.manifest import (
-    MAX_COMMIT_BYTES,
-    Action,
-    Snapshot,
-    schema_id,
-    seal,
-    sha256_hex,
-)
+from zarrbuf.log_format import MAX_COMMIT_BYTES, Action, seal, sha256_hex
+from zarrbuf.manifest import Snapshot, schema_id
 from zarrbuf.rows import Row
 from zarrbuf.storage import LocalStorage, MemoryStorage, Outcome, Storage, open_storage
 

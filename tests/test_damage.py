@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from helpers import assert_same_trajectory, make_trajectory
+
 from zarrbuf import TrajectoryReplayBuffer, convert, list_buffer, verify
 from zarrbuf.errors import FormatError, NotFoundError, StorageError, ZarrbufError
 

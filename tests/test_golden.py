@@ -1,4 +1,4 @@
-"""Batches that RLinf drew, bit for bit: from its folders and from what we make of them."""
+"""Batches that RLinf drew, bit for bit: from its folders and our conversions."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from batches import assert_golden
 from helpers import assert_same_trajectory
+
 from zarrbuf import TrajectoryReplayBuffer, convert
 from zarrbuf.opening import open_store
 

@@ -16,21 +16,23 @@ from hypothesis import strategies as st
 
 from zarrbuf.errors import FormatError, UnsupportedVersionError
 from zarrbuf.format import STORED_DTYPE, FieldSpec, new_uuid
-from zarrbuf.manifest import (
+from zarrbuf.log_format import (
     MAX_COMMIT_BYTES,
     Action,
     Commit,
     SegmentRef,
-    Snapshot,
-    apply_commits,
     encode_commit,
     parse_commit,
+    seal,
+    unseal,
+)
+from zarrbuf.manifest import (
+    Snapshot,
+    apply_commits,
     parse_schemas,
     removed_ranges,
     schema_id,
     schema_json,
-    seal,
-    unseal,
 )
 from zarrbuf.metadata import encode_json
 from zarrbuf.rows import Row, Rows

@@ -5,15 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from helpers import make_trajectory, stored
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import make_trajectory, stored
-from zarrbuf.archive import TrajectoryArchive
+from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import FormatError
 from zarrbuf.reader import BatchReader, LruCache, decode_small_fields, sorted_fields
 from zarrbuf.sampling import Window, plan_batch
-from zarrbuf.trajectory import encode_trajectory, flatten_trajectory
+from zarrbuf.trajectory import flatten_trajectory
+from zarrbuf.trajectory_archive import TrajectoryArchive
 
 
 @given(

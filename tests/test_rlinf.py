@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from helpers import assert_same_trajectory, make_trajectory
+
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.errors import FormatError, InvalidInputError, NotFoundError, StorageError
 from zarrbuf.rlinf import RlinfStore

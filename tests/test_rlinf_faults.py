@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-
 from batches import assert_same_batch, draw, generator, leaves
 from helpers import assert_same_trajectory, make_trajectory
+
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.errors import InvalidInputError, StorageError
 from zarrbuf.stores import LogStore
@@ -245,7 +245,7 @@ def test_11_errors_of_the_background_writer_reach_the_caller(
         "load": lambda: buffer.load_checkpoint(tmp_path / "run"),
         "clear": buffer.clear,
     }
-    with pytest.raises(StorageError, match="trajectories/.*disk on fire"):
+    with pytest.raises(StorageError, match=r"trajectories/.*disk on fire"):
         calls[call]()
     # Nothing is lost: it can be drawn, and is saved once the disk works again.
     assert_same_batch(buffer.sample(5), draw(every[:1], 5, generator(1)))

@@ -18,17 +18,13 @@ from zarrbuf.archive import Archive, FieldArray, encode_archive
 from zarrbuf.errors import FormatError, UnsupportedVersionError
 from zarrbuf.format import trajectory_path
 from zarrbuf.metadata import encode_json, parse_json
-from zarrbuf.rows import (
-    MAX_SEGMENT_ROWS,
-    Row,
-    Rows,
-    TextColumn,
-    encode_segment,
-    parse_add,
-    parse_segment,
-)
+from zarrbuf.rows import MAX_SEGMENT_ROWS, Row, Rows, TextColumn, parse_add
+from zarrbuf.segments import encode_segment, parse_segment
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+WEIGHTS_IDS = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), max_size=12
+)
 TAGS = st.dictionaries(
     TEXTS,
     st.none()
@@ -45,7 +41,7 @@ def rows_of_a_manifest(draw: st.DrawFn) -> Row:
     return Row(
         uuid=draw(st.uuids()).hex,
         trajectory_id=draw(st.integers(0, 2**63 - 1)),
-        model_weights_id=draw(TEXTS),
+        model_weights_id=draw(WEIGHTS_IDS),
         num_steps=draw(st.integers(1, 2**20)),
         num_envs=draw(st.integers(1, 2**20)),
         shape=tuple(draw(st.lists(st.integers(0, 2**40 - 1), max_size=4))),
@@ -158,6 +154,9 @@ def test_an_add_action_comes_back_from_json(row: Row) -> None:
         ({"tags": {"a": "x" * 1017}}, "tags"),
         ({"tags": {"a": 1.0, "b": {"nested": 1}}}, "tags"),
         ({"segment": "x"}, "segment"),
+        ({"model_weights_id": "../../x"}, "model_weights_id"),
+        ({"model_weights_id": "x\0"}, "model_weights_id"),
+        ({"model_weights_id": 201 * "x"}, "model_weights_id"),
     ],
 )
 def test_an_add_action_that_contradicts_itself_is_refused(
@@ -300,6 +299,7 @@ def utf8(text: str | bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
         {"shape__offsets": int64(0, 7, 13)},
         {"shape__bytes": np.zeros(14, np.int8)},
         {"shape__bytes": np.zeros((14, 1), np.uint8)},
+        {"model_weights_id__bytes": utf8("../../../../")},
     ],
     ids=lambda columns: " ".join(columns),
 )

@@ -16,31 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zarrbuf import commits
-from zarrbuf.archive import (
-    Archive,
-    FieldArray,
-    TrajectoryArchive,
-    TrajectoryHeader,
-    encode_archive,
-)
+from zarrbuf.archive import Archive, FieldArray, encode_archive
 from zarrbuf.checkpoints import parse_checkpoint, write_segments
 from zarrbuf.commits import encode_root, open_or_create_log, parse_root
 from zarrbuf.errors import FormatError, UnsupportedVersionError
 from zarrbuf.format import STORED_DTYPE, FieldSpec, new_uuid
-from zarrbuf.manifest import (
-    SegmentRef,
-    Snapshot,
-    apply_commits,
-    parse_commit,
-    schema_id,
-    schema_json,
-    seal,
-    sha256_hex,
-    unseal,
-)
+from zarrbuf.log_format import SegmentRef, parse_commit, seal, sha256_hex, unseal
+from zarrbuf.manifest import Snapshot, apply_commits, schema_id, schema_json
 from zarrbuf.metadata import encode_json
-from zarrbuf.rows import Row, Rows, encode_segment, parse_segment
+from zarrbuf.rows import Row, Rows
+from zarrbuf.segments import encode_segment, parse_segment
 from zarrbuf.storage import Storage, open_storage
+from zarrbuf.trajectory_archive import TrajectoryArchive, TrajectoryHeader
 
 SCHEMAS = Path(__file__).parent.parent / "schemas"
 FIELDS = {

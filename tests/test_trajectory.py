@@ -25,20 +25,19 @@ from helpers import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from zarrbuf.archive import TrajectoryArchive
+from zarrbuf.encoding import EncodedTrajectory, encode_trajectory
 from zarrbuf.errors import FormatError
 from zarrbuf.format import TENSOR_FIELDS, AnyArray
 from zarrbuf.metadata import CODECS, CodecName
 from zarrbuf.shards import crc32c
 from zarrbuf.trajectory import (
-    EncodedTrajectory,
     Trajectory,
     decode_trajectory,
-    encode_trajectory,
     flatten_trajectory,
     nest,
     to_tensor,
 )
+from zarrbuf.trajectory_archive import TrajectoryArchive
 
 Tensor = torch.Tensor
 REWARDS = torch.arange(6.0).reshape(2, 3)

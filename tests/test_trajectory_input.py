@@ -12,16 +12,12 @@ import pytest
 import torch
 from helpers import UUID, assert_same_trajectory, contents_of
 
-from zarrbuf.archive import TrajectoryArchive
+from zarrbuf.encoding import EncodedTrajectory, encode_trajectory
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.format import EXTRA_ROWS, TENSOR_FIELDS
 from zarrbuf.metadata import MAX_METADATA_BYTES
-from zarrbuf.trajectory import (
-    EncodedTrajectory,
-    Trajectory,
-    decode_trajectory,
-    encode_trajectory,
-)
+from zarrbuf.trajectory import Trajectory, decode_trajectory
+from zarrbuf.trajectory_archive import TrajectoryArchive
 
 Tensor = torch.Tensor
 REWARDS = torch.arange(6.0).reshape(2, 3)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from helpers import make_trajectory
+
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.visualize import cameras, plot_step
 

@@ -6,12 +6,12 @@ import threading
 from collections.abc import Sequence
 
 import pytest
-
 from helpers import make_trajectory
+
+from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import StorageError
 from zarrbuf.format import new_uuid
 from zarrbuf.stores import NewTrajectory
-from zarrbuf.trajectory import encode_trajectory
 from zarrbuf.writer import BackgroundWriter
 
 

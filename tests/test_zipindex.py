@@ -81,8 +81,13 @@ def raw_zip(
         head = {**common, "signature": 0x04034B50, **(local or {})}
         entry = {
             **common,
-            **{"signature": 0x02014B50, "made_by": 3 << 8 | 20, "comment": b""},
-            **{"disk": 0, "internal": 0, "mode": 0o100644 << 16, "offset": len(body)},
+            "signature": 0x02014B50,
+            "made_by": 3 << 8 | 20,
+            "comment": b"",
+            "disk": 0,
+            "internal": 0,
+            "mode": 0o100644 << 16,
+            "offset": len(body),
             **(central or {}),
         }
         body += struct.pack(

@@ -1,8 +1,7 @@
 """One Zarr group of arrays <-> one stored `.zarr.zip`, torch-free.
 
-Owns the order of members and the check that members and metadata agree. Holds both
-kinds of archive: trajectories, whose attributes say T, B and the fields, and segments
-of the manifest, which are plain columns. Knows neither storage nor tensors.
+Owns the order of members and the check that members and metadata agree. Knows
+neither storage nor what the arrays mean.
 """
 
 from __future__ import annotations
@@ -18,26 +17,16 @@ import numpy.typing as npt
 
 from zarrbuf.errors import FormatError
 from zarrbuf.format import (
-    DICT_FIELDS,
     AnyArray,
-    BatchField,
-    FieldSpec,
-    Schema,
-    array_shape,
-    batch_fields,
-    is_staged,
-    parse_schema,
 )
 from zarrbuf.metadata import (
     CODECS,
     METADATA_NAME,
     ArrayInfo,
     CodecName,
-    check_spec,
     encode_array_metadata,
     encode_group_metadata,
     parse_node,
-    time_dimension,
 )
 from zarrbuf.shards import (
     Source,
@@ -273,7 +262,7 @@ class Archive:
         """Read everything: every member, index and chunk.
 
         Returns:
-            Number of chunks read.
+            Number of chunks stored.
 
         Raises:
             FormatError: naming what is damaged.
@@ -283,163 +272,21 @@ class Archive:
             read_member(view, member, name=self.name)
         num_chunks = 0
         for field, info in self.arrays.items():
-            self.read_array(field)
-            if info.shape and not info.is_empty:
-                member = self.members[info.shard_name]
-                ranges = self.chunk_ranges(field)
-                check_coverage(
-                    ranges, member.start, member.stop, where=self._where(field)
-                )
-                num_chunks += len(ranges)
+            if not info.shape:
+                self.read_array(field)
+            elif not info.is_empty:
+                num_chunks += self._check_shard(info)
         return num_chunks
 
-
-@dataclass(frozen=True)
-class TrajectoryHeader:
-    """The attributes of a trajectory.
-
-    Attributes:
-        uuid: 32 hex digits.
-        num_steps: `T`.
-        num_envs: `B`.
-        max_episode_length: steps.
-        model_weights_id: the policy that drove it.
-        schema: field path -> spec.
-        non_tensor: values that are no tensors, as a tree of JSON values.
-    """
-
-    uuid: str
-    num_steps: int
-    num_envs: int
-    max_episode_length: int
-    model_weights_id: str
-    schema: Schema
-    non_tensor: Mapping[str, Any]
-
-    def to_attributes(self) -> dict[str, Any]:
-        """Return the attributes of the root group."""
-        fields = {name: spec.to_json() for name, spec in self.schema.items()}
-        attributes: dict[str, Any] = {
-            "zarrbuf": {
-                "spec": 1,
-                "uuid": self.uuid,
-                "T": self.num_steps,
-                "B": self.num_envs,
-                "max_episode_length": self.max_episode_length,
-                "model_weights_id": self.model_weights_id,
-                "fields": fields,
-            }
-        }
-        if self.non_tensor:
-            attributes["non_tensor"] = dict(self.non_tensor)
-        return attributes
-
-
-class TrajectoryArchive(Archive):
-    """The archive of one trajectory.
-
-    Attributes:
-        header: its attributes, checked against its arrays.
-    """
-
-    def __init__(self, source: Source, *, name: str) -> None:
-        """Open the archive of a trajectory.
-
-        Raises:
-            FormatError: if the archive, its attributes, or both together, break the
-                format.
-            UnsupportedVersionError: if it is of a newer spec.
-        """
-        super().__init__(source, name=name)
-        self.header = _parse_header(self.attributes, name=name)
-        _check_fields(self.header, self.arrays, name=name)
-        self._batch_fields = {f.name: f for f in batch_fields(self.header.schema)}
-
-    def find(self, name: str) -> BatchField:
-        """Return where this trajectory keeps the batch field `name`."""
-        return self._batch_fields[name]
-
-    def num_rows(self, field: str) -> int:
-        """Rows on the time axis of a sampled field, extra rows included."""
-        return self.arrays[field].shape[1 if is_staged(field) else 0]
-
-
-def _parse_header(attributes: Mapping[str, Any], *, name: str) -> TrajectoryHeader:
-    value = attributes.get("zarrbuf")
-    if not isinstance(value, dict):
-        raise FormatError(f"{name}: the group has no attribute 'zarrbuf'")
-    check_spec(value.get("spec"), where=name)
-    expected = {
-        "uuid": str,
-        "T": int,
-        "B": int,
-        "max_episode_length": int,
-        "model_weights_id": str,
-        "fields": dict,
-    }
-    for key, kind in expected.items():
-        if type(value.get(key)) is not kind:
-            raise FormatError(
-                f"{name}: attribute zarrbuf.{key} is {value.get(key)!r:.80}, "
-                f"not of type {kind.__name__}"
-            )
-    non_tensor = attributes.get("non_tensor", {})
-    if (
-        set(value) != {"spec", *expected}
-        or not set(attributes) <= {"zarrbuf", "non_tensor"}
-        or not isinstance(non_tensor, dict)
-        or not set(non_tensor) <= set(DICT_FIELDS)
-        or not all(isinstance(tree, dict) for tree in non_tensor.values())
-        or not re.fullmatch(r"[0-9a-f]{32}", value["uuid"])
-        or value["T"] < 1
-        or value["B"] < 1
-    ):
-        raise FormatError(f"{name}: the attributes are not those of a trajectory")
-    return TrajectoryHeader(
-        value["uuid"],
-        value["T"],
-        value["B"],
-        value["max_episode_length"],
-        value["model_weights_id"],
-        parse_schema(value["fields"], where=name),
-        non_tensor,
-    )
-
-
-def _check_fields(
-    header: TrajectoryHeader, arrays: Mapping[str, ArrayInfo], *, name: str
-) -> None:
-    if set(header.schema) != set(arrays):
-        odd = sorted(set(header.schema) ^ set(arrays))
-        raise FormatError(f"{name}: fields and arrays differ: {odd!r:.200}")
-    for field, spec in header.schema.items():
-        info = arrays[field]
-        if info.dtype != spec.dtype or not _fits(info, spec, header):
-            raise FormatError(
-                f"{name}: array {field!r} is {info.dtype} {info.shape}, which is not "
-                f"what its field says: {spec} with T={header.num_steps}, "
-                f"B={header.num_envs}"
-            )
-    if all(spec.rows != "step" for spec in header.schema.values()):
-        raise FormatError(f"{name}: no field says T and B")
-
-
-def _fits(info: ArrayInfo, spec: FieldSpec, header: TrajectoryHeader) -> bool:
-    if spec.rows == "whole":
-        return info.shape == spec.shape and not info.staged
-    axis = 1 if info.staged else 0
-    if len(info.shape) < axis + 2:
-        return False
-    num_rows = info.shape[axis]
-    expected = array_shape(
-        spec, num_rows=num_rows, num_envs=header.num_envs, staged=info.staged
-    )
-    extra = num_rows - header.num_steps
-    return (
-        info.shape == expected
-        and info.time_name == time_dimension(spec.rows, num_rows, header.num_steps)
-        and (
-            extra == 0
-            or (spec.rows != "step" and extra > 0 and header.num_steps % extra == 0)
-        )
-    )
+    def _check_shard(self, info: ArrayInfo) -> int:
+        """Decode each stored chunk of a field once, in the memory of one chunk."""
+        member = self.members[info.shard_name]
+        ranges = self.chunk_ranges(info.field)
+        where = self._where(info.field)
+        check_coverage(ranges, member.start, member.stop, where=where)
+        block = np.empty(info.grid.inner, info.stored)
+        decode = self.decoder(info.field)
+        stored = np.unique(ranges, axis=0).tolist()
+        for start, stop in stored:
+            decode(start, stop, block)
+        return len(stored)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from zarrbuf.contents import Contents
+from zarrbuf.encoding import encode_trajectory, flatten_encoded
 from zarrbuf.errors import (
     EmptyBufferError,
     InvalidInputError,
@@ -32,17 +33,12 @@ from zarrbuf.opening import (
 )
 from zarrbuf.reader import BatchReader
 from zarrbuf.rlinf_files import encode_generator, restore_generator
+from zarrbuf.rlinf_index import index_entry
 from zarrbuf.rows import Rows
 from zarrbuf.sampling import plan_batch
 from zarrbuf.saving import save_view
 from zarrbuf.stores import MemoryStore, TrajectoryStore
-from zarrbuf.trajectory import (
-    Trajectory,
-    decode_trajectory,
-    encode_trajectory,
-    flatten_encoded,
-    nest,
-)
+from zarrbuf.trajectory import Trajectory, decode_trajectory, nest
 
 _LOG: Final = logging.getLogger("zarrbuf")
 
@@ -74,8 +70,7 @@ class TrajectoryReplayBuffer:
         Args:
             seed: seed of the draws; None for a random one.
             enable_cache: keep small fields (states, actions, rewards) decoded.
-            cache_size: accepted for RLinf's sake; what is kept is bounded by
-                `cache_bytes`.
+            cache_size: accepted for RLinf's sake; `cache_bytes` bounds what is kept.
             sample_window_size: trajectories drawn from, the newest; 0 for all.
             auto_save: save every trajectory in the background; without, the window
                 is kept in memory, compressed.
@@ -169,12 +164,7 @@ class TrajectoryReplayBuffer:
         self._contents.writer.flush()
 
     def refresh(self) -> None:
-        """Take in trajectories that other processes appended to the same buffer.
-
-        Raises:
-            StorageError: if saving failed, or the storage did.
-            FormatError: if the log is damaged.
-        """
+        """Take in trajectories that other processes appended to the same buffer."""
         self._contents.refresh()
 
     # --- what there is ----------------------------------------------------------
@@ -254,9 +244,7 @@ class TrajectoryReplayBuffer:
         )
         return nest(batch)
 
-    def sample_chunks(self, num_chunks: int) -> dict[str, Any]:
-        """Draw transitions; see `sample`."""
-        return self.sample(num_chunks)
+    sample_chunks = sample
 
     # --- single trajectories ----------------------------------------------------
 
@@ -309,27 +297,15 @@ class TrajectoryReplayBuffer:
     @property
     def _trajectory_index(self) -> dict[int, dict[str, Any]]:
         rows = Rows.concat([rows for _, rows in self._contents.parts()])
-        return {
-            row.trajectory_id: {
-                "num_samples": row.num_samples,
-                "trajectory_id": row.trajectory_id,
-                "max_episode_length": row.max_episode_length,
-                "shape": row.shape,
-                "model_weights_id": row.model_weights_id,
-            }
-            for row in map(rows.row, range(len(rows)))
-        }
+        listed = map(rows.row, range(len(rows)))
+        return {row.trajectory_id: index_entry(row) for row in listed}
 
     # --- checkpoints ------------------------------------------------------------
 
     def save_checkpoint(self, path: Location) -> None:
         """Save the window, the ids and the state of the draws at `path`.
 
-        In the buffer's own format. What lies there already is not written again.
-
-        Raises:
-            InvalidInputError: if something of another format is there.
-            StorageError: if saving failed; an earlier checkpoint there stays whole.
+        In the buffer's own format; raises what `zarrbuf.saving.save_view` does.
         """
         self._contents.writer.flush()
         save_view(
@@ -386,11 +362,7 @@ class TrajectoryReplayBuffer:
     # --- end --------------------------------------------------------------------
 
     def clear(self) -> None:
-        """Forget all trajectories. Saved archives stay on disk, off the list.
-
-        Raises:
-            StorageError: if saving what was queued failed, or the storage did.
-        """
+        """Forget all trajectories. Saved archives stay on disk, off the list."""
         self._contents.clear()
 
     def clear_cache(self) -> None:

@@ -8,34 +8,33 @@ the same. Knows no commit.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 
-from zarrbuf.errors import FormatError, NotFoundError, StorageError
+from zarrbuf.errors import FormatError, NotFoundError
 from zarrbuf.format import (
     CHECKPOINT_DIR,
     CHECKPOINT_NAME,
     checkpoint_path,
     segment_path,
 )
-from zarrbuf.manifest import (
+from zarrbuf.log_format import (
     SegmentRef,
-    Snapshot,
     check_objects,
     check_pins,
-    parse_schemas,
-    removed_ranges,
-    schema_json,
     seal,
     sha256_hex,
     unseal,
 )
+from zarrbuf.manifest import Snapshot, parse_schemas, removed_ranges, schema_json
 from zarrbuf.metadata import check_spec
-from zarrbuf.rows import MAX_SEGMENT_ROWS, Rows, encode_segment, parse_segment
-from zarrbuf.storage import Outcome, Storage
+from zarrbuf.rows import MAX_SEGMENT_ROWS, Rows
+from zarrbuf.segments import encode_segment, parse_segment
+from zarrbuf.storage import Storage
 
 SEGMENTS_PER_LEVEL: Final = 16
 """So many segments of one level are merged into one of the next."""
@@ -69,7 +68,7 @@ def write_segments(storage: Storage, rows: Rows, *, level: int = 0) -> list[Segm
         part = rows.take(np.arange(start, stop))
         data = encode_segment(part)
         path = segment_path()
-        _create(storage, path, data)
+        storage.put(path, data)
         full = _MAX_LEVEL if len(part) == MAX_SEGMENT_ROWS else level
         refs.append(
             SegmentRef(
@@ -77,11 +76,6 @@ def write_segments(storage: Storage, rows: Rows, *, level: int = 0) -> list[Segm
             )
         )
     return refs
-
-
-def _create(storage: Storage, path: str, data: bytes) -> None:
-    if storage.create(path, data) is Outcome.UNKNOWN:
-        raise StorageError(f"{storage.describe(path)} may or may not be there")
 
 
 def read_segment(storage: Storage, ref: SegmentRef) -> Rows:
@@ -132,7 +126,7 @@ def write_checkpoint(storage: Storage, snapshot: Snapshot) -> Snapshot:
     live = np.concatenate([np.zeros(0, np.bool_), *(ref.live for ref in refs)])
     table = Rows.concat(blocks)
     sealed = dataclasses.replace(snapshot, table=table, live=live, segments=tuple(refs))
-    _create(storage, checkpoint_path(snapshot.version), encode_checkpoint(sealed))
+    storage.put(checkpoint_path(snapshot.version), encode_checkpoint(sealed))
     return sealed
 
 
@@ -149,7 +143,7 @@ def _merge_levels(storage: Storage, refs: list[SegmentRef], blocks: list[Rows]) 
         refs[-SEGMENTS_PER_LEVEL:] = merged
         blocks[-SEGMENTS_PER_LEVEL:] = [
             rows.take(np.arange(start, stop))
-            for start, stop in zip(bounds[:-1], bounds[1:], strict=True)
+            for start, stop in itertools.pairwise(bounds)
         ]
 
 

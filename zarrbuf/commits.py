@@ -14,6 +14,7 @@ import socket
 import time
 import uuid as uuid_module
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from zarrbuf.checkpoints import read_checkpoint, read_segment, write_checkpoint
@@ -28,15 +29,8 @@ from zarrbuf.errors import (
     ZarrbufError,
 )
 from zarrbuf.format import COMMIT_NAME, MANIFEST_DIR, ROOT_NAME, commit_path, new_uuid
-from zarrbuf.manifest import (
-    Action,
-    Commit,
-    Snapshot,
-    apply_commits,
-    encode_commit,
-    parse_commit,
-    sha256_hex,
-)
+from zarrbuf.log_format import Action, Commit, encode_commit, parse_commit, sha256_hex
+from zarrbuf.manifest import Snapshot, apply_commits
 from zarrbuf.metadata import check_spec, encode_json, parse_json
 from zarrbuf.storage import Outcome, Storage
 
@@ -281,10 +275,8 @@ class CommitLog:
         self.snapshot = after
         if after.version % CHECKPOINT_INTERVAL == 0:
             # Best effort: without it the next open reads more commits.
-            try:
+            with suppress(StorageError):
                 self.snapshot = write_checkpoint(self.storage, self.snapshot)
-            except StorageError:
-                pass
         return self.snapshot, after.version
 
 

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from zarrbuf.encoding import EncodedTrajectory
 from zarrbuf.format import BatchField
 from zarrbuf.reader import BatchReader, sorted_fields
 from zarrbuf.rows import Rows
 from zarrbuf.sampling import partition
 from zarrbuf.stores import MemoryStore, NewTrajectory, TrajectoryStore
-from zarrbuf.trajectory import EncodedTrajectory
 from zarrbuf.views import Part, View, check_fields, known_fields
 from zarrbuf.writer import BackgroundWriter
 

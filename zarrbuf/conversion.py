@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from zarrbuf.commits import create_log
+from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.format import (
     SEGMENT_DIR,
@@ -22,7 +23,8 @@ from zarrbuf.format import (
     new_uuid,
     trajectory_name,
 )
-from zarrbuf.manifest import Action, Snapshot
+from zarrbuf.log_format import Action
+from zarrbuf.manifest import Snapshot
 from zarrbuf.metadata import CodecName, check_codec
 from zarrbuf.opening import check_format, open_store
 from zarrbuf.rlinf_files import encode_trajectory_file
@@ -36,7 +38,6 @@ from zarrbuf.rlinf_index import (
 from zarrbuf.rows import Row, Rows
 from zarrbuf.storage import LocalStorage, Outcome, Storage, open_storage
 from zarrbuf.stores import NewTrajectory, TrajectoryStore, listing_actions
-from zarrbuf.trajectory import encode_trajectory
 
 Progress = Callable[[int, int], None]
 _LEFTOVERS: Final = {TRAJECTORY_DIR, SEGMENT_DIR, TMP_DIR}

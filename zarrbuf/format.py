@@ -15,7 +15,7 @@ import re
 import uuid as uuid_module
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeGuard
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -32,6 +32,7 @@ BIG_ROW_BYTES: Final = 4096
 SMALL_CHUNK_BYTES: Final = 1 << 20
 """A small field is one chunk up to this size and is split along time above it."""
 MAX_NAME_BYTES: Final = 1024
+MAX_WEIGHTS_ID: Final = 200
 
 # Names of the objects of a buffer (docs/format.md, section 1).
 ROOT_NAME: Final = "zarrbuf.json"
@@ -125,6 +126,15 @@ def trajectory_path(uuid: str) -> str:
 def trajectory_name(trajectory_id: int, model_weights_id: str, suffix: str) -> str:
     """Return the name a person knows a trajectory by."""
     return f"trajectory_{trajectory_id}_{model_weights_id}.{suffix}"
+
+
+def is_weights_id(value: Any) -> TypeGuard[str]:
+    """Whether a value can be a `model_weights_id`: it is part of a file name."""
+    return (
+        isinstance(value, str)
+        and len(value) <= MAX_WEIGHTS_ID
+        and not any(character in value for character in "/\0")
+    )
 
 
 def encode_key(key: str) -> str:

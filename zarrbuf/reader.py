@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from zarrbuf.archive import TrajectoryArchive
 from zarrbuf.format import AnyArray, BatchField, batch_fields, step_rows
 from zarrbuf.rows import Row, Rows
 from zarrbuf.sampling import Group, ReadPlan
 from zarrbuf.trajectory import to_tensor
+from zarrbuf.trajectory_archive import TrajectoryArchive
 
 MAX_OPEN_ARCHIVES: Final = 4096
 """Mapped files kept; Linux allows a process 65,530 mappings."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zarrbuf.archive import TrajectoryArchive
+from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import FormatError, InvalidInputError, NotFoundError
 from zarrbuf.format import Schema, trajectory_name
 from zarrbuf.rlinf_files import (
@@ -31,7 +31,8 @@ from zarrbuf.rlinf_index import (
 )
 from zarrbuf.rows import Row, Rows
 from zarrbuf.stores import NewTrajectory, TrajectoryStore
-from zarrbuf.trajectory import Trajectory, decode_trajectory, encode_trajectory
+from zarrbuf.trajectory import Trajectory, decode_trajectory
+from zarrbuf.trajectory_archive import TrajectoryArchive
 
 
 class RlinfStore(TrajectoryStore):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from zarrbuf.errors import FormatError, NotFoundError, StorageError
-from zarrbuf.format import trajectory_name
+from zarrbuf.format import is_weights_id, trajectory_name
 from zarrbuf.metadata import parse_json
 from zarrbuf.rows import Row
 
@@ -130,8 +130,7 @@ def _parse_entry(
         not isinstance(shape, list)
         or len(shape) < 2
         or not all(type(n) is int and 0 < n < 2**31 for n in shape[:2])
-        or not isinstance(weights_id, str)
-        or "/" in weights_id
+        or not is_weights_id(weights_id)
         or entry.get("num_samples") != shape[0] * shape[1]
     ):
         raise FormatError(
@@ -179,6 +178,17 @@ def _find_file(files: Mapping[int, list[str]], row: Row, folder: Path) -> str:
     return names[0]
 
 
+def index_entry(row: Row) -> dict[str, Any]:
+    """Return what RLinf's index says of one trajectory."""
+    return {
+        "num_samples": row.num_samples,
+        "trajectory_id": row.trajectory_id,
+        "max_episode_length": row.max_episode_length,
+        "shape": list(row.shape),
+        "model_weights_id": row.model_weights_id,
+    }
+
+
 def encode_index(index: RlinfIndex) -> tuple[bytes, bytes]:
     """Return `metadata.json` and `trajectory_index.json`."""
     metadata: dict[str, Any] = {
@@ -190,16 +200,7 @@ def encode_index(index: RlinfIndex) -> tuple[bytes, bytes]:
     }
     if index.generator is not None:
         metadata["zarrbuf"] = {"generator": index.generator}
-    entries = {
-        str(row.trajectory_id): {
-            "num_samples": row.num_samples,
-            "trajectory_id": row.trajectory_id,
-            "max_episode_length": row.max_episode_length,
-            "shape": list(row.shape),
-            "model_weights_id": row.model_weights_id,
-        }
-        for row in index.rows
-    }
+    entries = {str(row.trajectory_id): index_entry(row) for row in index.rows}
     ids = [row.trajectory_id for row in index.rows]
     listing = {"trajectory_index": entries, "trajectory_id_list": ids}
     return json.dumps(metadata).encode(), json.dumps(listing).encode()

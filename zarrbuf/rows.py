@@ -1,4 +1,4 @@
-"""The rows of a manifest as NumPy columns, and as segments: columns in an archive.
+"""The rows of a manifest: one as a value, many as NumPy columns.
 
 Pure. A million rows are a few arrays, not a million objects. Rows are immutable:
 `concat` and `take` return new ones. Knows no commit and no storage.
@@ -15,16 +15,15 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from zarrbuf.archive import Archive, FieldArray, encode_archive
 from zarrbuf.errors import FormatError
-from zarrbuf.format import trajectory_path
-from zarrbuf.metadata import check_spec, encode_json
+from zarrbuf.format import is_weights_id, trajectory_path
+from zarrbuf.metadata import encode_json
 
 IntArray = npt.NDArray[np.int64]
 MAX_SEGMENT_ROWS: Final = 65_536
 MAX_TAG_BYTES: Final = 1024
 
-_FIXED: Final = np.dtype(
+FIXED_DTYPE: Final = np.dtype(
     [
         ("uuid", "V16"),
         ("trajectory_id", "<i8"),
@@ -40,12 +39,14 @@ _FIXED: Final = np.dtype(
         ("ts", "<i8"),
     ]
 )
-_NUMBERS: Final = tuple(name for name in _FIXED.names or () if name != "uuid")
-_BOUNDS: Final = {
+NUMBER_COLUMNS: Final = tuple(
+    name for name in FIXED_DTYPE.names or () if name != "uuid"
+)
+COLUMN_BOUNDS: Final = {
     **dict.fromkeys(("trajectory_id", "base", "size", "version", "ts"), (0, 2**63)),
     **dict.fromkeys(("T", "B"), (1, 2**31)),
 }
-_TEXTS: Final = ("model_weights_id", "shape", "tags")
+TEXT_COLUMNS: Final = ("model_weights_id", "shape", "tags")
 # What stands in a row of a commit; `version` and `ts` follow from the commit.
 _ADD_INTS: Final = (
     "trajectory_id",
@@ -145,7 +146,7 @@ def parse_add(action: dict[str, Any], *, where: str) -> Row:
     checks = {
         "uuid": _is_match(r"[0-9a-f]{32}", action["uuid"]),
         "schema": _is_match(r"[0-9a-f]{16}", action["schema"]),
-        "model_weights_id": isinstance(action["model_weights_id"], str),
+        "model_weights_id": is_weights_id(action["model_weights_id"]),
         "shape": _is_shape(shape),
         "trajectory_id": action["trajectory_id"] >= 0,
         "T": 1 <= action["T"] < 2**31,
@@ -259,7 +260,7 @@ class Rows:
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Rows:
         """Make columns of single rows."""
-        fixed = np.zeros(len(rows), _FIXED)
+        fixed = np.zeros(len(rows), FIXED_DTYPE)
         for number, row in enumerate(rows):
             fixed[number] = (
                 bytes.fromhex(row.uuid),
@@ -292,7 +293,7 @@ class Rows:
             return blocks[0]
         return cls(
             np.concatenate([block.fixed for block in blocks]),
-            {n: TextColumn.concat([b.texts[n] for b in blocks]) for n in _TEXTS},
+            {n: TextColumn.concat([b.texts[n] for b in blocks]) for n in TEXT_COLUMNS},
         )
 
     def take(self, positions: IntArray) -> Rows:
@@ -363,77 +364,3 @@ class Rows:
         fixed["version"] = version
         fixed["ts"] = ts
         return Rows(fixed, self.texts)
-
-
-def encode_segment(rows: Rows) -> bytes:
-    """Encode rows as a segment, an archive of one-dimensional arrays."""
-    arrays = {name: rows.column(name) for name in _NUMBERS}
-    arrays["uuid"] = np.frombuffer(rows.fixed["uuid"].tobytes(), np.uint8)
-    for name, text in rows.texts.items():
-        arrays[f"{name}.offsets"] = text.offsets
-        arrays[f"{name}.bytes"] = text.data
-    fields = {
-        name: FieldArray((np.ascontiguousarray(array),), array.dtype.name)
-        for name, array in arrays.items()
-    }
-    return encode_archive(fields, _segment_attributes(len(rows)), codec="zstd")
-
-
-def _segment_attributes(num_rows: int) -> dict[str, Any]:
-    return {"zarrbuf_segment": {"spec": 1, "rows": num_rows}}
-
-
-def parse_segment(data: bytes, *, num_rows: int, name: str) -> Rows:
-    """Read a segment.
-
-    Args:
-        data: the archive; its sha256 has been checked.
-        num_rows: rows it must have.
-        name: name of the file, for messages.
-
-    Raises:
-        FormatError: if it is not a segment of that many rows.
-    """
-    archive = Archive(data, name=name)
-    attributes = archive.attributes
-    if isinstance(attributes.get("zarrbuf_segment"), dict):
-        check_spec(attributes["zarrbuf_segment"].get("spec"), where=name)
-    if encode_json(attributes) != encode_json(_segment_attributes(num_rows)):
-        raise FormatError(f"{name}: its attributes are {attributes!r:.200}")
-    expected: dict[str, tuple[int, str]] = {
-        column: (num_rows, _FIXED[column].name) for column in _NUMBERS
-    }
-    expected["uuid"] = (16 * num_rows, "uint8")
-    for text in _TEXTS:
-        expected[f"{text}.offsets"] = (num_rows + 1, "int64")
-    found = {field: (info.shape, info.dtype) for field, info in archive.arrays.items()}
-    columns = {field: ((length,), dtype) for field, (length, dtype) in expected.items()}
-    for text in _TEXTS:
-        columns[f"{text}.bytes"] = found.get(f"{text}.bytes", ((), ""))
-    if num_rows > MAX_SEGMENT_ROWS or found != columns:
-        raise FormatError(f"{name}: not a segment of {num_rows} manifest rows")
-    fixed = np.zeros(num_rows, _FIXED)
-    for column in _NUMBERS:
-        fixed[column] = archive.read_array(column)
-    fixed["uuid"] = archive.read_array("uuid").view("V16")
-    texts = {text: _read_text(archive, text) for text in _TEXTS}
-    if (fixed["num_samples"] != fixed["T"] * fixed["B"]).any():
-        raise FormatError(f"{name}: num_samples is not T * B in every row")
-    for column, (low, high) in _BOUNDS.items():
-        if not ((low <= fixed[column]) & (fixed[column] < high)).all():
-            raise FormatError(f"{name}: column {column!r} is out of range")
-    return Rows(fixed, texts)
-
-
-def _read_text(archive: Archive, name: str) -> TextColumn:
-    offsets = archive.read_array(f"{name}.offsets")
-    data = archive.read_array(f"{name}.bytes")
-    if (
-        data.dtype != np.uint8
-        or data.ndim != 1
-        or offsets[0] != 0
-        or offsets[-1] != len(data)
-        or (np.diff(offsets) < 0).any()
-    ):
-        raise FormatError(f"{archive.name}: column {name!r} is no column of strings")
-    return TextColumn(offsets, data)

@@ -14,7 +14,8 @@ import numpy as np
 
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.format import Schema, trajectory_name
-from zarrbuf.manifest import Action, Snapshot, schema_id
+from zarrbuf.log_format import Action
+from zarrbuf.manifest import Snapshot, schema_id
 from zarrbuf.metadata import CodecName
 from zarrbuf.opening import (
     Location,
@@ -152,7 +153,7 @@ def _copy_archive(
     archive = view.archive(position, reader)
     row = view.rows.row(position)
     data = archive.source[:]
-    storage.create(row.path, data)
+    storage.put(row.path, data)
     schema = archive.header.schema
     row = dataclasses.replace(
         row, size=len(data), crc=crc32c(data), schema=schema_id(schema)

@@ -321,7 +321,10 @@ def decode_chunks(
     Raises:
         FormatError: if a chunk is damaged.
     """
-    out = np.empty(info.shape, info.stored)
+    try:
+        out = np.empty(info.shape, info.stored)
+    except MemoryError as exc:  # a small file can claim a huge array of equal chunks
+        raise FormatError(f"{where}: its shape {info.shape} exceeds memory") from exc
     block = np.empty(info.grid.inner, info.stored)
     for (start, stop), slices in zip(ranges.tolist(), _slices(info.grid), strict=True):
         decode_chunk_into(source, start, stop, block, codec=info.codec, where=where)

@@ -86,6 +86,18 @@ class Storage(abc.ABC):
     def delete(self, name: str) -> None:
         """Delete an object; one that is absent is no error."""
 
+    def put(self, name: str, data: bytes) -> None:
+        """Make an object whose name nobody else uses durable; again is no error.
+
+        Raises:
+            StorageError: if it was not created, or it is unknown whether it was.
+        """
+        outcome = self.create(name, data)
+        if outcome is Outcome.UNKNOWN:
+            raise StorageError(f"{self.describe(name)} may or may not be there; retry")
+        if outcome is Outcome.EXISTS and self.read(name) != data:
+            raise StorageError(f"{self.describe(name)} is there with other content")
+
     def delete_empty_directories(self) -> None:  # noqa: B027
         """Delete directories that hold no object, the root included."""
 

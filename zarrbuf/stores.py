@@ -12,16 +12,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zarrbuf.archive import TrajectoryArchive
 from zarrbuf.checkpoints import write_segments
 from zarrbuf.commits import CommitLog, open_log, open_or_create_log
+from zarrbuf.encoding import EncodedTrajectory
 from zarrbuf.errors import FormatError, NotFoundError, StorageError, ZarrbufError
 from zarrbuf.format import Schema, trajectory_name
-from zarrbuf.manifest import MAX_ADDS, Action, Snapshot, schema_id
+from zarrbuf.log_format import MAX_ADDS, Action
+from zarrbuf.manifest import Snapshot, schema_id
 from zarrbuf.metadata import CodecName
 from zarrbuf.rows import Row, Rows
 from zarrbuf.storage import Storage
-from zarrbuf.trajectory import EncodedTrajectory, Trajectory, decode_trajectory
+from zarrbuf.trajectory import Trajectory, decode_trajectory
+from zarrbuf.trajectory_archive import TrajectoryArchive
 
 
 @dataclass(frozen=True)
@@ -273,7 +275,7 @@ class LogStore(TrajectoryStore):
 
     def _write(self, item: NewTrajectory) -> None:
         try:
-            self.storage.create(item.row.path, item.encoded.data)
+            self.storage.put(item.row.path, item.encoded.data)
         except ZarrbufError as exc:
             raise StorageError(
                 f"{known_name(item.row)} could not be saved: {exc}"

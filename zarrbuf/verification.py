@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from zarrbuf.archive import TrajectoryArchive
 from zarrbuf.checkpoints import check_checkpoints
 from zarrbuf.commits import CommitLog, list_versions
 from zarrbuf.errors import FormatError, ZarrbufError
@@ -24,6 +23,7 @@ from zarrbuf.rows import Row
 from zarrbuf.shards import crc32c
 from zarrbuf.storage import LocalStorage, Storage, open_storage
 from zarrbuf.stores import LogStore, TrajectoryStore, known_name
+from zarrbuf.trajectory_archive import TrajectoryArchive
 
 Progress = Callable[[int, int], None]
 

@@ -14,13 +14,13 @@ from typing import Final
 
 import numpy as np
 
-from zarrbuf.archive import TrajectoryArchive
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.format import BatchField, FieldSpec, Schema
 from zarrbuf.reader import BatchReader, sorted_fields
 from zarrbuf.rows import IntArray, Rows
 from zarrbuf.sampling import Window, window_start
 from zarrbuf.stores import TrajectoryStore, known_name
+from zarrbuf.trajectory_archive import TrajectoryArchive
 
 _LOG: Final = logging.getLogger("zarrbuf")
 Part = tuple[TrajectoryStore, Rows]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from zarrbuf.manifest import MAX_ADDS
+from zarrbuf.log_format import MAX_ADDS
 from zarrbuf.stores import NewTrajectory
 
 _LOG: Final = logging.getLogger("zarrbuf")

@@ -181,7 +181,7 @@ def parse_zip(view: memoryview, *, name: str) -> dict[str, Member]:
             f"{name}: the zip directory is damaged or not canonical (rule: stored "
             "members, contiguous, no comment, no extra field)"
         )
-    _check_local_headers(view, members, directory_start=start, name=name)
+    _check_local_headers(view, members, name=name)
     return {member.name: member for member in members}
 
 
@@ -260,14 +260,8 @@ def _large_size(size: int, extra: bytes) -> int:
 
 
 def _check_local_headers(
-    view: memoryview, members: Sequence[Member], *, directory_start: int, name: str
+    view: memoryview, members: Sequence[Member], *, name: str
 ) -> None:
-    end = members[-1].stop if members else 0
-    if end != directory_start:
-        raise FormatError(
-            f"{name}: members end at byte {end}, the directory starts at "
-            f"{directory_start}; no gap and no overlap is allowed"
-        )
     for member in members:
         header = _local_header(member.name.encode(), member.size, member.crc)
         if view[member.start - len(header) : member.start] != header:

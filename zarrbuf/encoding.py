@@ -1,0 +1,343 @@
+"""What a caller hands in -> the archive of a trajectory.
+
+Owns the checks of names, dtypes, shapes, T and B, and of values that are no tensors.
+Nothing of the caller's memory is kept. No I/O.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from zarrbuf.archive import FieldArray, encode_archive
+from zarrbuf.errors import InvalidInputError
+from zarrbuf.format import (
+    DICT_FIELDS,
+    EXTRA_ROWS,
+    MAX_WEIGHTS_ID,
+    STORED_DTYPE,
+    TENSOR_FIELDS,
+    AnyArray,
+    FieldSpec,
+    batch_fields,
+    encode_key,
+    is_weights_id,
+)
+from zarrbuf.metadata import (
+    METADATA_NAME,
+    CodecName,
+    encode_group_metadata,
+    parse_json,
+    time_dimension,
+)
+from zarrbuf.shards import crc32c
+from zarrbuf.trajectory import Tensor, flatten_trajectory, to_tensor
+from zarrbuf.trajectory_archive import TrajectoryArchive, TrajectoryHeader
+
+MAX_CHUNK_BYTES: Final = 2**31 - 17
+MAX_DIMS: Final = 31
+MAX_DEPTH: Final = 32
+"""Levels of nested dicts; a name of a zip member has at most 65,535 bytes."""
+
+
+@dataclass(frozen=True)
+class EncodedTrajectory:
+    """A trajectory as it will lie on disk, and what the manifest says of it.
+
+    Attributes:
+        data: the archive.
+        header: its attributes.
+        shape: shape of the field that gave T and B.
+        crc: crc32c of `data`.
+    """
+
+    data: bytes
+    header: TrajectoryHeader
+    shape: tuple[int, ...]
+    crc: int
+
+
+def encode_trajectory(
+    trajectory: Any,
+    *,
+    uuid: str,
+    codec: CodecName,
+    num_threads: int | None = None,
+) -> EncodedTrajectory:
+    """Encode a trajectory; nothing of the caller's tensors is kept.
+
+    Args:
+        trajectory: a `Trajectory` or any object with its attributes.
+        uuid: 32 hex digits, the name of the archive.
+        codec: how chunks are compressed.
+        num_threads: threads that compress; by default one per core, at most 4.
+
+    Raises:
+        InvalidInputError: naming the field that cannot be stored and what is allowed.
+    """
+    leaves, non_tensor = _collect(trajectory)
+    first = _first_shape(leaves)
+    num_steps, num_envs = first[:2]
+    schema: dict[str, FieldSpec] = {}
+    arrays: dict[str, FieldArray] = {}
+    for path, tensors in _paired(leaves).items():
+        spec, array = _field_array(path, tensors, num_steps, num_envs)
+        schema[path] = spec
+        arrays[path] = array
+    header = TrajectoryHeader(
+        uuid,
+        num_steps,
+        num_envs,
+        _max_episode_length(trajectory),
+        _model_weights_id(trajectory),
+        schema,
+        non_tensor,
+    )
+    attributes = header.to_attributes()
+    _check_attributes(attributes)
+    data = encode_archive(arrays, attributes, codec=codec, num_threads=num_threads)
+    return EncodedTrajectory(data, header, first, crc32c(data))
+
+
+def _max_episode_length(trajectory: Any) -> int:
+    value = getattr(trajectory, "max_episode_length", 0)
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 2**63:
+        raise InvalidInputError(
+            f"max_episode_length is {value!r:.80}; a whole number is needed"
+        )
+    return value
+
+
+def _model_weights_id(trajectory: Any) -> str:
+    value = getattr(trajectory, "model_weights_id", "")
+    if not is_weights_id(value):
+        raise InvalidInputError(
+            f"model_weights_id is {value!r:.80}; a string of at most {MAX_WEIGHTS_ID} "
+            "characters without '/' is needed, since it is part of a file name"
+        )
+    return value
+
+
+def _collect(trajectory: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Split a trajectory into tensors by field path and a tree of other values."""
+    leaves: dict[str, Tensor] = {}
+    non_tensor: dict[str, Any] = {}
+    for name in TENSOR_FIELDS:
+        value = getattr(trajectory, name, None)
+        if value is not None:
+            leaves[name] = _as_tensor(value, name)
+    for name in DICT_FIELDS:
+        value = getattr(trajectory, name, None)
+        if value is not None:
+            other = _collect_dict(value, name, name, leaves)
+            if other is not None:
+                non_tensor[name] = other
+    if dataclasses.is_dataclass(trajectory):
+        known = {"max_episode_length", "model_weights_id"}
+        known.update(TENSOR_FIELDS, DICT_FIELDS)
+        for extra in dataclasses.fields(trajectory):
+            if extra.name not in known and getattr(trajectory, extra.name) is not None:
+                raise InvalidInputError(
+                    f"field {extra.name!r} of {type(trajectory).__name__} is not "
+                    f"known; allowed are {', '.join(sorted(known))}"
+                )
+    return leaves, non_tensor
+
+
+def _collect_dict(
+    value: Any, label: str, path: str, leaves: dict[str, Tensor]
+) -> dict[str, Any] | None:
+    """Collect a nested dict; return its part that is no tensor, None if there is none.
+
+    An empty dict is such a part: nothing else would remember it.
+    """
+    if not isinstance(value, Mapping):
+        raise InvalidInputError(
+            f"{label} is a {type(value).__name__}; a dict of tensors is needed"
+        )
+    other: dict[str, Any] = {}
+    for key, item in value.items():
+        name = f"{label}[{key!r}]"
+        child = f"{path}/{encode_key(key)}"
+        if child.count("/") > MAX_DEPTH:
+            raise InvalidInputError(
+                f"{name:.80}... is nested too deep; at most {MAX_DEPTH} levels of "
+                "dicts are allowed"
+            )
+        if isinstance(item, torch.Tensor | np.ndarray):
+            leaves[child] = _as_tensor(item, name)
+        elif isinstance(item, Mapping):
+            rest = _collect_dict(item, name, child, leaves)
+            if rest is not None:
+                other[key] = rest
+        else:
+            try:
+                _check_json(item, name)
+            except RecursionError as exc:
+                raise InvalidInputError(
+                    f"{name} is nested too deep or holds itself; it cannot be stored"
+                ) from exc
+            other[key] = item
+    return other if other or not value else None
+
+
+def _as_tensor(value: Any, name: str) -> Tensor:
+    if isinstance(value, np.ma.MaskedArray):
+        raise InvalidInputError(
+            f"{name} is a masked array; a plain array or a tensor is needed"
+        )
+    if isinstance(value, np.ndarray):
+        if STORED_DTYPE.get(value.dtype.name) != value.dtype.name:
+            raise InvalidInputError(
+                f"{name} has dtype {value.dtype}; allowed are {', '.join(STORED_DTYPE)}"
+            )
+        native = np.asarray(value, value.dtype.newbyteorder("="), order="C")
+        value = torch.from_numpy(native if native.flags.writeable else native.copy())
+    if not isinstance(value, torch.Tensor):
+        raise InvalidInputError(
+            f"{name} is a {type(value).__name__}; a tensor is needed"
+        )
+    dtype = str(value.dtype).removeprefix("torch.")
+    dense = value.layout == torch.strided and not (value.is_nested or value.is_meta)
+    if dtype not in STORED_DTYPE or not dense or value.ndim > MAX_DIMS:
+        raise InvalidInputError(
+            f"{name} is a tensor of dtype {dtype} and layout {value.layout} on "
+            f"{value.device}; allowed are dense tensors with data, of at most "
+            f"{MAX_DIMS} dimensions, of {', '.join(STORED_DTYPE)}"
+        )
+    return value
+
+
+def _check_json(value: Any, name: str) -> None:
+    """Refuse what JSON does not give back as it was."""
+    if value is None or type(value) in (bool, str):
+        return
+    if type(value) is int and -(2**63) <= value < 2**64:
+        return
+    if type(value) is float and math.isfinite(value):
+        return
+    if type(value) is list:
+        for number, item in enumerate(value):
+            _check_json(item, f"{name}[{number}]")
+        return
+    if type(value) is dict and all(isinstance(key, str) for key in value):
+        for key, item in value.items():
+            _check_json(item, f"{name}[{key!r}]")
+        return
+    raise InvalidInputError(
+        f"{name} is {value!r:.60} ({type(value).__name__}), which cannot be stored; "
+        "allowed are tensors, None, bool, str, finite float, 64-bit int, and lists "
+        "and dicts of these"
+    )
+
+
+def _check_attributes(attributes: Mapping[str, Any]) -> None:
+    try:
+        # As they will be read: inside the group's metadata, one level deeper.
+        parse_json(encode_group_metadata(attributes), where=METADATA_NAME)
+    except (ValueError, RecursionError) as exc:
+        raise InvalidInputError(
+            f"the values that are no tensors cannot be stored: {exc}"
+        ) from exc
+
+
+def _first_shape(leaves: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Return the shape that gives T and B: RLinf's order, then any other field."""
+    preferred = ("prev_logprobs", "rewards")
+    others = sorted(name for name in leaves if name not in EXTRA_ROWS)
+    for name in (*preferred, *others):
+        if name in leaves and leaves[name].ndim >= 2:
+            shape = tuple(leaves[name].shape)
+            if 0 in shape[:2]:
+                raise InvalidInputError(
+                    f"{name} has shape {shape}: a trajectory needs at least one step "
+                    "and one environment"
+                )
+            return shape
+    raise InvalidInputError(
+        "the trajectory has no field that says T and B; prev_logprobs, rewards or "
+        "another tensor [T, B, ...] is needed (fields with extra rows do not tell)"
+    )
+
+
+def _paired(leaves: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, ...]]:
+    """Join current and next observations of one shape and dtype into `obs/*`."""
+    paired: dict[str, tuple[Tensor, ...]] = {}
+    for path, tensor in leaves.items():
+        group, _, key = path.partition("/")
+        other = leaves.get(f"{'next' if group == 'curr_obs' else 'curr'}_obs/{key}")
+        if (
+            group not in ("curr_obs", "next_obs")
+            or other is None
+            or other.shape != tensor.shape
+            or other.dtype != tensor.dtype
+            or tensor.ndim < 2
+        ):
+            paired[path] = (tensor,)
+        elif group == "curr_obs":
+            paired[f"obs/{key}"] = (tensor, other)
+    return paired
+
+
+def _field_array(
+    path: str, tensors: tuple[Tensor, ...], num_steps: int, num_envs: int
+) -> tuple[FieldSpec, FieldArray]:
+    tensor = tensors[0]
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    shape = tuple(tensor.shape)
+    if tensor.ndim < 2:
+        spec = FieldSpec(dtype, shape, "whole")
+        return spec, FieldArray((_to_numpy(tensor),), dtype)
+    rows = EXTRA_ROWS.get(path, "step")
+    extra = shape[0] - num_steps
+    if shape[1] != num_envs or (
+        extra and (rows == "step" or extra < 0 or num_steps % extra)
+    ):
+        allowed = f"[{num_steps}, {num_envs}, ...]"
+        if rows != "step":
+            allowed += (
+                f", or {num_steps} + E rows with one extra row at the {rows} of each "
+                f"of E rollout epochs, E a divisor of {num_steps}"
+            )
+        raise InvalidInputError(f"{path} has shape {list(shape)}; {allowed} is needed")
+    spec = FieldSpec(dtype, shape[2:], rows)
+    if spec.row_bytes > MAX_CHUNK_BYTES:
+        raise InvalidInputError(
+            f"{path} has samples of {spec.row_bytes} bytes; at most "
+            f"{MAX_CHUNK_BYTES} are allowed"
+        )
+    time_name = time_dimension(rows, shape[0], num_steps)
+    parts = tuple(_to_numpy(part) for part in tensors)
+    return spec, FieldArray(parts, dtype, time_name)
+
+
+def _to_numpy(tensor: Tensor) -> AnyArray:
+    """View a tensor as the stored dtype, copied only if it is not dense on the CPU."""
+    tensor = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    name = str(tensor.dtype).removeprefix("torch.")
+    if STORED_DTYPE[name] != name:
+        tensor = tensor.view(getattr(torch, STORED_DTYPE[name]))
+    array: AnyArray = tensor.numpy()
+    return array
+
+
+def flatten_encoded(trajectory: Any) -> dict[str, Tensor]:
+    """Return the sampled fields of a trajectory that is in no buffer.
+
+    Returns:
+        Batch field name -> tensor [T * B, ...], see `flatten_trajectory`.
+
+    Raises:
+        InvalidInputError: as `encode_trajectory`.
+    """
+    encoded = encode_trajectory(trajectory, uuid="0" * 32, codec="none")
+    archive = TrajectoryArchive(encoded.data, name="trajectory")
+    dtypes = {f.name: f.spec.dtype for f in batch_fields(archive.header.schema)}
+    flat = flatten_trajectory(archive)
+    return {name: to_tensor(array, dtypes[name]) for name, array in flat.items()}

@@ -1,0 +1,98 @@
+"""Segments: rows of the manifest as columns in an archive, readable as Zarr.
+
+Pure; the sha256 of a segment is checked by who reads its bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from zarrbuf.archive import Archive, FieldArray, encode_archive
+from zarrbuf.errors import FormatError
+from zarrbuf.format import AnyArray
+from zarrbuf.metadata import check_spec, encode_json
+from zarrbuf.rows import (
+    COLUMN_BOUNDS,
+    FIXED_DTYPE,
+    MAX_SEGMENT_ROWS,
+    NUMBER_COLUMNS,
+    TEXT_COLUMNS,
+    Rows,
+    TextColumn,
+)
+
+
+def encode_segment(rows: Rows) -> bytes:
+    """Encode rows as a segment, an archive of one-dimensional arrays."""
+    arrays: dict[str, AnyArray] = {name: rows.column(name) for name in NUMBER_COLUMNS}
+    arrays["uuid"] = np.frombuffer(rows.fixed["uuid"].tobytes(), np.uint8)
+    for name, text in rows.texts.items():
+        arrays[f"{name}.offsets"] = text.offsets
+        arrays[f"{name}.bytes"] = text.data
+    fields = {
+        name: FieldArray((np.ascontiguousarray(array),), array.dtype.name)
+        for name, array in arrays.items()
+    }
+    return encode_archive(fields, _segment_attributes(len(rows)), codec="zstd")
+
+
+def _segment_attributes(num_rows: int) -> dict[str, Any]:
+    return {"zarrbuf_segment": {"spec": 1, "rows": num_rows}}
+
+
+def parse_segment(data: bytes, *, num_rows: int, name: str) -> Rows:
+    """Read a segment.
+
+    Args:
+        data: the archive; its sha256 has been checked.
+        num_rows: rows it must have.
+        name: name of the file, for messages.
+
+    Raises:
+        FormatError: if it is not a segment of that many rows.
+    """
+    archive = Archive(data, name=name)
+    attributes = archive.attributes
+    if isinstance(attributes.get("zarrbuf_segment"), dict):
+        check_spec(attributes["zarrbuf_segment"].get("spec"), where=name)
+    if encode_json(attributes) != encode_json(_segment_attributes(num_rows)):
+        raise FormatError(f"{name}: its attributes are {attributes!r:.200}")
+    found = {field: (info.shape, info.dtype) for field, info in archive.arrays.items()}
+    expected: dict[str, tuple[tuple[int, ...], str]] = {
+        column: ((num_rows,), FIXED_DTYPE[column].name) for column in NUMBER_COLUMNS
+    }
+    expected["uuid"] = ((16 * num_rows,), "uint8")
+    for text in TEXT_COLUMNS:
+        expected[f"{text}.offsets"] = ((num_rows + 1,), "int64")
+        expected[f"{text}.bytes"] = found.get(f"{text}.bytes", ((), ""))
+    if num_rows > MAX_SEGMENT_ROWS or found != expected:
+        raise FormatError(f"{name}: not a segment of {num_rows} manifest rows")
+    fixed = np.zeros(num_rows, FIXED_DTYPE)
+    for column in NUMBER_COLUMNS:
+        fixed[column] = archive.read_array(column)
+    fixed["uuid"] = archive.read_array("uuid").view("V16")
+    texts = {text: _read_text(archive, text) for text in TEXT_COLUMNS}
+    if (fixed["num_samples"] != fixed["T"] * fixed["B"]).any():
+        raise FormatError(f"{name}: num_samples is not T * B in every row")
+    for column, (low, high) in COLUMN_BOUNDS.items():
+        if not ((low <= fixed[column]) & (fixed[column] < high)).all():
+            raise FormatError(f"{name}: column {column!r} is out of range")
+    if np.isin(texts["model_weights_id"].data, (0, ord("/"))).any():
+        raise FormatError(f"{name}: a model_weights_id holds '/' or NUL")
+    return Rows(fixed, texts)
+
+
+def _read_text(archive: Archive, name: str) -> TextColumn:
+    offsets = archive.read_array(f"{name}.offsets")
+    data = archive.read_array(f"{name}.bytes")
+    if (
+        data.dtype != np.uint8
+        or data.ndim != 1
+        or offsets[0] != 0
+        or offsets[-1] != len(data)
+        or (np.diff(offsets) < 0).any()
+    ):
+        raise FormatError(f"{archive.name}: column {name!r} is no column of strings")
+    return TextColumn(offsets, data)
