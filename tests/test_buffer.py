@@ -29,6 +29,7 @@ from zarrbuf.errors import (
     NotFoundError,
     TrajectoryNotFoundError,
 )
+from zarrbuf.stores import MemoryStore
 
 FORMATS = ("zarr", "pt", "pkl")
 
@@ -413,3 +414,21 @@ def test_loading_what_is_no_buffer_says_so(tmp_path: Path, what: str) -> None:
     with pytest.raises(NotFoundError, match="holds no replay buffer"):
         buffer.load_checkpoint(path)
     assert len(buffer) == 1
+
+
+def test_archives_kept_in_memory_anyway_are_opened_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened = []
+    open_archive = MemoryStore.open_archive
+
+    def count(self: MemoryStore, row: Any) -> Any:
+        opened.append(row.trajectory_id)
+        return open_archive(self, row)
+
+    monkeypatch.setattr(MemoryStore, "open_archive", count)
+    buffer = TrajectoryReplayBuffer(seed=1, cache_bytes=8192)
+    buffer.add_trajectories([make_trajectory(8, 2, seed=n) for n in range(4)])
+    for _ in range(5):
+        buffer.sample(64)
+    assert sorted(opened) == [0, 1, 2, 3]

@@ -13,7 +13,7 @@ from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import FormatError
 from zarrbuf.reader import BatchReader, LruCache, decode_small_fields, sorted_fields
 from zarrbuf.sampling import Window, plan_batch
-from zarrbuf.trajectory import flatten_trajectory
+from zarrbuf.trajectory import Trajectory, flatten_trajectory
 from zarrbuf.trajectory_archive import TrajectoryArchive
 
 
@@ -83,6 +83,17 @@ def test_single_chunks_are_what_the_whole_array_holds(
     table = decode_small_fields(archive)
     small = {field.name for field in fields if not field.spec.is_big}
     assert set(table.dtype.names or ()) == small
+
+
+def test_fields_without_elements_are_drawn_too() -> None:
+    trajectory = Trajectory(actions=torch.zeros(2, 1, 0))
+    encoded = encode_trajectory(trajectory, uuid="0" * 32, codec="lz4")
+    archive = TrajectoryArchive(encoded.data, name="x")
+    reader = BatchReader(cache_bytes=1 << 20, archive_bytes=0)
+    plan = plan_batch(np.array([1, 0, 1]), Window.of(np.array([2]), np.array([1])))
+    fields = sorted_fields(archive.header.schema)
+    batch = reader.read_batch(plan, fields, lambda _: archive)
+    assert batch["actions"].shape == (3, 0)
 
 
 def test_big_fields_with_extra_rows_are_trimmed_too() -> None:

@@ -53,7 +53,7 @@ def test_everything_is_appended_once_and_in_order() -> None:
     writer = BackgroundWriter(target.append, max_queue_bytes=1 << 30)
     every = items(50)
     for start in range(0, 50, 5):
-        writer.submit(every[start : start + 5])
+        writer.enqueue(every[start : start + 5])
     writer.flush()
     assert target.ids == list(range(50))
     assert writer.num_queued == 0
@@ -65,9 +65,9 @@ def test_what_waits_goes_in_one_batch() -> None:
     target.may_go.clear()
     writer = BackgroundWriter(target.append, max_queue_bytes=1 << 30)
     every = items(20)
-    writer.submit(every[:1])
+    writer.enqueue(every[:1])
     assert target.started.wait(30)
-    writer.submit(every[1:])
+    writer.enqueue(every[1:])
     target.may_go.set()
     writer.close()
     assert target.batches == [1, 19]
@@ -79,19 +79,21 @@ def test_a_full_queue_makes_the_caller_wait() -> None:
     every = items(3)
     size = len(every[0].encoded.data)
     writer = BackgroundWriter(target.append, max_queue_bytes=2 * size)
-    writer.submit(every[:2])
-    added = threading.Event()
+    writer.enqueue(every[:2])
+    writer.wait_for_room()
+    writer.enqueue(every[2:])
+    has_room = threading.Event()
 
-    def add() -> None:
-        writer.submit(every[2:])
-        added.set()
+    def wait() -> None:
+        writer.wait_for_room()
+        has_room.set()
 
-    thread = threading.Thread(target=add)
+    thread = threading.Thread(target=wait)
     thread.start()
-    assert not added.wait(0.05)
-    assert writer.num_queued == 2
+    assert not has_room.wait(0.05)
+    assert writer.num_queued == 3
     target.may_go.set()
-    assert added.wait(30)
+    assert has_room.wait(30)
     thread.join()
     writer.close()
     assert target.ids == [0, 1, 2]
@@ -101,7 +103,7 @@ def test_an_error_is_raised_once_and_what_failed_is_tried_again() -> None:
     target = Target()
     target.faults = 1
     writer = BackgroundWriter(target.append, max_queue_bytes=1 << 30)
-    writer.submit(items(4))
+    writer.enqueue(items(4))
     with pytest.raises(StorageError, match="trajectory 0: no disk"):
         writer.flush()
     writer.raise_error()
@@ -118,7 +120,8 @@ def test_a_full_queue_with_a_failing_store_does_not_hang() -> None:
     every = items(6)
     writer = BackgroundWriter(target.append, max_queue_bytes=1)
     for item in every:
-        writer.submit([item])
+        writer.enqueue([item])
+        writer.wait_for_room()
     with pytest.raises(StorageError, match="no disk"):
         writer.close()
     assert writer.num_queued == 6
@@ -132,7 +135,7 @@ def test_closing_without_waiting_lets_the_queue_run_out() -> None:
     target = Target()
     target.may_go.clear()
     writer = BackgroundWriter(target.append, max_queue_bytes=1 << 30)
-    writer.submit(items(2))
+    writer.enqueue(items(2))
     writer.close(wait=False)
     assert target.ids == []
     target.may_go.set()

@@ -85,7 +85,8 @@ class Contents:
                 self._keep_in_memory(self._store, items)
                 return
             self._queued += tuple(items)
-        self.writer.submit(items)
+            self.writer.enqueue(items)
+        self.writer.wait_for_room()  # not under the lock, which the writer needs
 
     def _keep_in_memory(
         self, store: MemoryStore, items: Sequence[NewTrajectory]

@@ -30,7 +30,16 @@ Value = TypeVar("Value")
 
 
 class Home(Protocol):
-    """Where the archives of some trajectories are."""
+    """Where the archives of some trajectories are.
+
+    Attributes:
+        keeps_archives: whether their bytes are in memory as long as they are listed.
+    """
+
+    @property
+    def keeps_archives(self) -> bool:
+        """See above."""
+        ...
 
     def open_archive(self, row: Row) -> TrajectoryArchive:
         """Open one archive; raises NotFoundError, FormatError or StorageError."""
@@ -122,7 +131,8 @@ class BatchReader:
 
         Args:
             cache_bytes: decoded small fields.
-            archive_bytes: archives that are held in memory, not mapped.
+            archive_bytes: what opened archives take: their chunk indexes, and those
+                made from `pt` and `pkl` files whole.
         """
         self._archives: LruCache[TrajectoryArchive] = LruCache(
             max_cost=archive_bytes, max_items=MAX_OPEN_ARCHIVES
@@ -162,8 +172,9 @@ class BatchReader:
         archive = self._archives.get(uuid)
         if archive is None:
             archive = home.open_archive(rows.row(position))
-            mapped = not isinstance(archive.source, bytes)
-            self._archives.put(uuid, archive, cost=0 if mapped else len(archive.source))
+            is_held = isinstance(archive.source, bytes) and not home.keeps_archives
+            cost = archive.index_bytes + (len(archive.source) if is_held else 0)
+            self._archives.put(uuid, archive, cost=cost)
         return archive
 
     def read_batch(
@@ -236,7 +247,7 @@ class BatchReader:
         packed: AnyArray,
     ) -> None:
         table = self._small_table(archive)
-        if table.dtype == packed.dtype:
+        if table.dtype == packed.dtype and packed.itemsize:
             # As plain bytes: NumPy copies structs field by field.
             raw = np.dtype((np.void, packed.itemsize))
             packed.view(raw)[group.out] = table.view(raw)[group.flat]

@@ -91,9 +91,12 @@ class TrajectoryStore(abc.ABC):
 
     Attributes:
         suffix: "zarr", "pt" or "pkl".
+        keeps_archives: whether the bytes of archives are in memory as long as they
+            are listed.
     """
 
     suffix: str = "zarr"
+    keeps_archives: bool = False
 
     @property
     @abc.abstractmethod
@@ -156,6 +159,8 @@ class TrajectoryStore(abc.ABC):
 
 class MemoryStore(TrajectoryStore):
     """Archives in memory: of buffers that save nothing, or that are not saved yet."""
+
+    keeps_archives = True
 
     def __init__(self) -> None:
         """Make an empty store."""

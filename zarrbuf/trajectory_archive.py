@@ -98,6 +98,11 @@ class TrajectoryArchive(Archive):
         """Return where this trajectory keeps the batch field `name`."""
         return self._batch_fields[name]
 
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of memory that its chunk indexes take once it is read from."""
+        return 16 * sum(info.grid.num_chunks for info in self.arrays.values())
+
     def num_rows(self, field: str) -> int:
         """Rows on the time axis of a sampled field, extra rows included."""
         return self.arrays[field].shape[1 if is_staged(field) else 0]

@@ -33,7 +33,7 @@ class BackgroundWriter:
         Args:
             append: makes trajectories durable; called in the writer's thread with
                 what is queued, at most 1,000 at once.
-            max_queue_bytes: encoded bytes queued before `submit` waits.
+            max_queue_bytes: encoded bytes queued before `wait_for_room` waits.
         """
         self._append = append
         self._max_queue_bytes = max_queue_bytes
@@ -59,22 +59,21 @@ class BackgroundWriter:
         if error is not None:
             raise error
 
-    def submit(self, items: Sequence[NewTrajectory]) -> None:
-        """Queue trajectories; waits while the queue is full.
+    def enqueue(self, items: Sequence[NewTrajectory]) -> None:
+        """Queue trajectories. Never waits, never raises."""
+        with self._changed:
+            self._queue.extend(items)
+            self._queue_bytes += sum(len(item.encoded.data) for item in items)
+            self._start()
+
+    def wait_for_room(self) -> None:
+        """Wait while more is queued than may be, unless saving fails.
 
         Never raises: what goes wrong is for the next `raise_error` or `flush`.
         """
         with self._changed:
-            for item in items:
-                while (
-                    self._queue
-                    and self._queue_bytes >= self._max_queue_bytes
-                    and self._error is None
-                ):
-                    self._changed.wait()
-                self._queue.append(item)
-                self._queue_bytes += len(item.encoded.data)
-                self._start()
+            while self._queue_bytes > self._max_queue_bytes and self._is_draining:
+                self._changed.wait()
 
     def _start(self) -> None:
         if self._is_draining or not self._queue:
