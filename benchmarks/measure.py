@@ -1,7 +1,7 @@
 """The measurements: every contender in turn, round after round, in one process.
 
-In each round the order moves on by one, so that neither a slow phase of the machine nor
-what ran just before favours anyone. Ratios are taken within a round.
+Each round has an order of its own, so that neither a slow phase of the machine nor what
+ran just before favours anyone. Ratios are taken within a round.
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ from __future__ import annotations
 import gc
 import json
 import os
+import random
+import resource
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,9 +27,9 @@ from benchmarks.contenders import Contender, Memory, WholeFiles, Zarrbuf, flat_b
 from benchmarks.data import DataSet, Flat, num_bytes
 from benchmarks.memory import Growth, in_fresh_process
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
-from zarrbuf.buffer import open_store
 from zarrbuf.encoding import EncodedTrajectory, encode_trajectory
 from zarrbuf.format import new_uuid
+from zarrbuf.opening import open_store
 
 Say = Callable[[str], None]
 
@@ -72,6 +75,7 @@ class Results:
         raw_bytes: bytes of all tensors.
         write: seconds to store a trajectory; a round is a trajectory.
         sample: seconds to draw a batch.
+        faults: minor page faults of each batch, by contender.
         disk: bytes stored by each contender that writes.
         add_seconds: how long `add_trajectories` held its caller.
         sync_seconds: what fsync of each `.pt` file took.
@@ -86,6 +90,7 @@ class Results:
     raw_bytes: int = 0
     write: Times = field(default_factory=Times)
     sample: Times = field(default_factory=Times)
+    faults: dict[str, list[int]] = field(default_factory=dict)
     disk: dict[str, int] = field(default_factory=dict)
     add_seconds: list[float] = field(default_factory=list)
     sync_seconds: list[float] = field(default_factory=list)
@@ -103,9 +108,11 @@ def timed(call: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
 
 
 def in_turn(contenders: Sequence[Contender], number: int) -> list[Contender]:
-    """Return the contenders in the order of round `number`."""
-    shift = number % len(contenders)
-    return [*contenders[shift:], *contenders[:shift]]
+    """Return the contenders in the order of round `number`.
+
+    Shuffled: nobody always runs after the same other, whose threads may linger.
+    """
+    return random.Random(number).sample(contenders, len(contenders))
 
 
 def write_all(contenders: Sequence[Contender], results: Results, say: Say) -> None:
@@ -166,15 +173,20 @@ def sample_all(
     rare_rounds: int,
 ) -> None:
     """Draw one batch a round with everyone; rare ones in a few rounds only."""
+    gc.collect()
+    gc.freeze()  # a collection of all libraries' objects would empty the caches
     rare_at = {n * rounds // rare_rounds for n in range(rare_rounds)}
     for number in range(rounds):
         times: dict[str, float] = {}
+        gc.collect()
         for one in in_turn(contenders, number):
             if one.rare and number not in rare_at:
                 continue
             one.seed(1000 + number)
-            gc.collect()
+            faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             times[one.name], batch = timed(one.sample, results.batch_size)
+            faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+            results.faults.setdefault(one.name, []).append(faults)
             del batch
         results.sample.rounds.append(times)
         say(f"drew batch {number + 1} of {rounds}")
@@ -210,7 +222,9 @@ def create_group(trajectory: Trajectory) -> None:
         group.create_array(
             name, shape=shape, shards=shape, chunks=shape, dtype=spec.stored.name
         )
-    zarr.consolidate_metadata(group.store)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "not part of the specification"
+        zarr.consolidate_metadata(group.store)
 
 
 def measure_overheads(folder: Path, results: Results, *, repeats: int) -> None:

@@ -8,6 +8,7 @@ mapping, which the system takes back when it needs it. Linux only: it reads
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import subprocess
@@ -71,6 +72,12 @@ def sample(folder: str, count: int, num_batches: int) -> Growth:
     return growth
 
 
+def _give_back_freed() -> None:
+    """Let the C library return freed memory; else new data hides in it."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
 def keep(data: DataSet) -> Growth:
     """Add trajectories to a buffer that saves nothing.
 
@@ -79,14 +86,15 @@ def keep(data: DataSet) -> Growth:
     """
     buffer = TrajectoryReplayBuffer(sample_window_size=0)
     before: dict[str, int] = {}
-    for number, trajectory in enumerate(data):
-        buffer.add_trajectories([trajectory])
-        del trajectory
+    made = iter(data)  # kept to the end, with the rollouts that it holds
+    for number in range(data.num_trajectories):
+        buffer.add_trajectories([next(made)])
         if number == 1:
-            gc.collect()
+            _give_back_freed()
             _reset_peak()
             before = _usage()
-    return _growth(before)
+    _give_back_freed()
+    return _growth(before or _usage())
 
 
 def in_fresh_process(*arguments: str) -> Growth:

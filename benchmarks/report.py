@@ -82,6 +82,7 @@ def sampling(results: Results) -> str:
                 _ms(times.median(name)),
                 f"{_ms(first)} to {_ms(third)}",
                 str(len(times.of(name))),
+                f"{statistics.median(results.faults[name]):,.0f}",
                 _times(times.ratio(name, Zarrbuf.name)),
             )
         )
@@ -90,6 +91,7 @@ def sampling(results: Results) -> str:
         "median ms",
         "quartiles",
         "batches",
+        "page faults",
         "time / zarrbuf's",
     )
     return table(head, rows)

@@ -14,6 +14,7 @@ import zarrbuf
 PACKAGE = Path(zarrbuf.__file__).parent
 RANKS = {
     "errors": 0,
+    "arguments": 1,
     "format": 1,
     "sampling": 1,
     "zipindex": 1,
@@ -22,6 +23,7 @@ RANKS = {
     "metadata": 2,
     "storage": 2,
     "unpickle": 2,
+    "blosc": 2,
     "shards": 3,
     "rows": 3,
     "archive": 4,
@@ -56,7 +58,8 @@ ONLY_IN = {
     "matplotlib": {"visualize"},
     "click": {"cli"},
     "tqdm": {"cli"},
-    "numcodecs": {"shards"},
+    "ctypes": {"blosc"},
+    "numcodecs": {"blosc"},
     "google_crc32c": {"shards"},
     "pickle": {"rlinf_files"},
     "jsonschema": set(),

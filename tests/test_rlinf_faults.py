@@ -142,7 +142,8 @@ def test_5_loading_into_a_used_buffer_replaces_what_it_held(
     buffer.load_checkpoint(tmp_path / "other")
     assert_same_batch(buffer.sample(12), draw(made(11, 2), 12, generator(6)))
     buffer.add_trajectories(made(20, 1))
-    assert buffer._trajectory_id_list == [0, 1, 2, 3]
+    # Ids go on after the highest of both, so none in "used" is given twice.
+    assert buffer._trajectory_id_list == [0, 1, 2, 6]
     buffer.manual_seed(2)
     newest = [*made(12, 1), *made(20, 1)]
     assert_same_batch(buffer.sample(12), draw(newest, 12, generator(2)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from helpers import make_trajectory
@@ -101,16 +102,80 @@ def test_a_full_queue_makes_the_caller_wait() -> None:
 
 def test_an_error_is_raised_once_and_what_failed_is_tried_again() -> None:
     target = Target()
-    target.faults = 1
+    target.faults = 2
     writer = BackgroundWriter(target.append, max_queue_bytes=1 << 30)
     writer.enqueue(items(4))
+    while target.faults == 2 or writer._is_draining:
+        pass
+    with pytest.raises(StorageError, match="trajectory 0: no disk"):
+        writer.raise_error()
+    writer.raise_error()
     with pytest.raises(StorageError, match="trajectory 0: no disk"):
         writer.flush()
-    writer.raise_error()
     assert target.ids == []
     assert writer.num_queued == 4
     writer.flush()
     assert target.ids == [0, 1, 2, 3]
+    writer.close()
+
+
+def test_adding_after_an_error_on_a_full_queue_goes_on() -> None:
+    target = Target()
+    target.faults = 1
+    writer = BackgroundWriter(target.append, max_queue_bytes=1)
+    every = items(3)
+    writer.enqueue(every[:1])
+    writer.wait_for_room()
+    with pytest.raises(StorageError):
+        writer.raise_error()
+    for item in every[1:]:
+        writer.enqueue([item])
+        writer.wait_for_room()
+    writer.close()
+    assert target.ids == [0, 1, 2]
+
+
+def test_flushing_waits_for_what_came_before_and_not_for_what_comes() -> None:
+    target = Target()
+    writer = BackgroundWriter(target.append, max_queue_bytes=1 << 30)
+    every = items(60)
+    writer.enqueue(every[:1])
+    stop = threading.Event()
+
+    def keep_adding() -> None:
+        for item in every[1:]:
+            writer.enqueue([item])
+            if stop.wait(0.01):
+                return
+
+    slow = target.append
+
+    def append(batch: Sequence[NewTrajectory]) -> None:
+        slow(batch)
+        stop.wait(0.02)
+
+    writer._append = append
+    thread = threading.Thread(target=keep_adding)
+    thread.start()
+    writer.flush()
+    assert 0 in target.ids
+    assert writer._num_enqueued < 60
+    stop.set()
+    thread.join()
+    writer.close()
+
+
+def test_without_new_threads_the_caller_saves_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", refuse)
+    target = Target()
+    writer = BackgroundWriter(target.append, max_queue_bytes=1)
+    writer.enqueue(items(2))
+    assert target.ids == [0, 1]
     writer.close()
 
 

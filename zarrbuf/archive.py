@@ -6,15 +6,15 @@ neither storage nor what the arrays mean.
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from zarrbuf.blosc import address_of
 from zarrbuf.errors import FormatError
 from zarrbuf.format import (
     AnyArray,
@@ -33,12 +33,14 @@ from zarrbuf.shards import (
     check_coverage,
     decode_chunk_into,
     decode_chunks,
+    decode_chunks_at,
     encode_chunk,
     encode_shard,
     parse_index,
 )
 from zarrbuf.zipindex import Member, encode_zip, parse_zip, read_member
 
+IntArray = npt.NDArray[np.int64]
 _NODE_PATH: Final = re.compile(r"[A-Za-z0-9%_.-]+(/[A-Za-z0-9%_.-]+)*")
 _BIG_ITEM: Final = 2**31 - 17  # BLOSC_MAX_BUFFERSIZE of c-blosc 1
 
@@ -138,7 +140,7 @@ class Archive:
         """
         self.name = name
         self.source = source
-        self._ranges: dict[str, npt.NDArray[np.int64]] = {}
+        self._ranges: dict[str, IntArray] = {}
         view = memoryview(source)
         self.members = parse_zip(view, name=name)
         self.arrays: dict[str, ArrayInfo] = {}
@@ -187,7 +189,7 @@ class Archive:
             fault = "is missing" if member in expected else "is described by nothing"
             raise FormatError(f"{self.name}: member {member!r:.200} {fault}")
 
-    def chunk_ranges(self, field: str) -> npt.NDArray[np.int64]:
+    def chunk_ranges(self, field: str) -> IntArray:
         """Return where the chunks of a field lie in `source`.
 
         Returns:
@@ -245,16 +247,24 @@ class Archive:
         )
         return out
 
-    def decoder(self, field: str) -> Callable[[int, int, AnyArray], None]:
-        """Return what checks and decodes one chunk of a field into an array.
+    def decode_at(self, field: str, ranges: IntArray, addresses: Sequence[int]) -> None:
+        """Check and decode chunks of a field to places in memory.
 
-        It is called with start and stop of the chunk in `source` and a contiguous
-        array of the chunk's size; it raises `FormatError` if the chunk is damaged.
+        Args:
+            field: path of the array.
+            ranges: int64 [n, 2], start and stop of each chunk, from `chunk_ranges`.
+            addresses: where each is decoded to; `chunk_bytes` are writable there.
+
+        Raises:
+            FormatError: if a chunk is damaged.
         """
-        return functools.partial(
-            decode_chunk_into,
+        info = self.arrays[field]
+        decode_chunks_at(
             self.source,
-            codec=self.arrays[field].codec,
+            ranges.tolist(),
+            addresses,
+            info.chunk_bytes,
+            codec=info.codec,
             where=self._where(field),
         )
 
@@ -285,8 +295,6 @@ class Archive:
         where = self._where(info.field)
         check_coverage(ranges, member.start, member.stop, where=where)
         block = np.empty(info.grid.inner, info.stored)
-        decode = self.decoder(info.field)
-        stored = np.unique(ranges, axis=0).tolist()
-        for start, stop in stored:
-            decode(start, stop, block)
+        stored = np.unique(ranges, axis=0)
+        self.decode_at(info.field, stored, [address_of(block)] * len(stored))
         return len(stored)

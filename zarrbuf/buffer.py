@@ -8,19 +8,18 @@ batches, the writer saves in the background.
 from __future__ import annotations
 
 import logging
-import operator
 import os
 from collections.abc import Sequence
-from typing import Any, Final, SupportsIndex
+from typing import Any, Final
 
 import numpy as np
 import torch
 
+from zarrbuf.arguments import check_seed, check_whole_number
 from zarrbuf.contents import Contents
 from zarrbuf.encoding import encode_trajectory, flatten_encoded
 from zarrbuf.errors import (
     EmptyBufferError,
-    InvalidInputError,
     TrajectoryNotFoundError,
 )
 from zarrbuf.format import new_uuid
@@ -35,7 +34,7 @@ from zarrbuf.reader import BatchReader
 from zarrbuf.rlinf_files import encode_generator, restore_generator
 from zarrbuf.rlinf_index import index_entry
 from zarrbuf.rows import Rows
-from zarrbuf.sampling import plan_batch
+from zarrbuf.sampling import partition, plan_batch
 from zarrbuf.saving import save_view
 from zarrbuf.stores import MemoryStore, TrajectoryStore
 from zarrbuf.trajectory import Trajectory, decode_trajectory, nest
@@ -95,24 +94,26 @@ class TrajectoryReplayBuffer:
         self._seed = seed
         self._generator = torch.Generator()
         self.manual_seed(seed)
-        _whole("cache_size", cache_size)
-        cache_bytes = _whole("cache_bytes", cache_bytes)
+        check_whole_number("cache_size", cache_size)
+        cache_bytes = check_whole_number("cache_bytes", cache_bytes)
+        window_size = check_whole_number("sample_window_size", sample_window_size)
+        max_queue_bytes = check_whole_number("max_queue_bytes", max_queue_bytes)
         self._reader = BatchReader(
             cache_bytes=cache_bytes if enable_cache else 0, archive_bytes=cache_bytes
         )
         self._contents = Contents(
             self._own_store(auto_save_path) if auto_save else MemoryStore(),
             self._reader,
-            window_size=_whole("sample_window_size", sample_window_size),
-            max_queue_bytes=_whole("max_queue_bytes", max_queue_bytes),
+            window_size=window_size,
+            max_queue_bytes=max_queue_bytes,
         )
 
     def manual_seed(self, seed: int | None) -> None:
         """Start the draws anew from a seed; None for a random one."""
         if seed is None:
             self._generator.seed()
-        else:
-            self._generator.manual_seed(seed)
+            return
+        self._generator.manual_seed(check_seed(seed))
 
     def _own_store(self, path: Location) -> TrajectoryStore:
         if not os.fspath(path):
@@ -230,7 +231,7 @@ class TrajectoryReplayBuffer:
             EmptyBufferError: if there is nothing to draw from.
             FormatError: if a chunk that is drawn is damaged.
         """
-        count = _whole("num_chunks", num_chunks, minimum=1)
+        count = check_whole_number("num_chunks", num_chunks, minimum=1)
         view = self._contents.view()
         total = view.window.total_samples
         if not total:
@@ -240,7 +241,9 @@ class TrajectoryReplayBuffer:
         draws = torch.randint(0, total, (count,), generator=self._generator)
         plan = plan_batch(draws.numpy(), view.window)
         batch = self._reader.read_batch(
-            plan, view.fields, lambda position: view.archive(position, self._reader)
+            plan,
+            view.fields(self._reader),
+            lambda position: view.archive(position, self._reader),
         )
         return nest(batch)
 
@@ -307,19 +310,20 @@ class TrajectoryReplayBuffer:
 
         In the buffer's own format; raises what `zarrbuf.saving.save_view` does.
         """
-        self._contents.writer.flush()
-        save_view(
-            self._contents.view(),
-            path,
-            trajectory_format=self._format,
-            reader=self._reader,
-            seed=self._seed,
-            codec=self._codec,
-            state={
-                "generator": encode_generator(self._generator),
-                "trajectory_counter": self._contents.next_trajectory_id,
-            },
-        )
+        with self._contents.saved_view() as (view, own):
+            save_view(
+                view,
+                path,
+                own=own,
+                trajectory_format=self._format,
+                reader=self._reader,
+                seed=self._seed,
+                codec=self._codec,
+                state={
+                    "generator": encode_generator(self._generator),
+                    "trajectory_counter": self._contents.next_trajectory_id,
+                },
+            )
 
     def load_checkpoint(
         self,
@@ -348,16 +352,17 @@ class TrajectoryReplayBuffer:
         self._contents.writer.flush()
         if not is_distributed:
             local_rank, world_size = 0, 1
+        partition(0, local_rank, world_size)  # refuses a rank before all else
         store = open_store(load_path)
-        self._contents.load(store, rank=local_rank, world_size=world_size)
         self._restore_draws(store, where=os.fspath(load_path))
+        self._contents.load(store, rank=local_rank, world_size=world_size)
 
     def _restore_draws(self, store: TrajectoryStore, *, where: str) -> None:
         state = store.state or {}
         if "generator" in state:
             restore_generator(self._generator, state["generator"], where=where)
         elif store.seed is not None:
-            self._generator.manual_seed(store.seed)
+            self.manual_seed(store.seed)
 
     # --- end --------------------------------------------------------------------
 
@@ -385,16 +390,3 @@ class TrajectoryReplayBuffer:
     def __exit__(self, *exc: object) -> None:
         """Close the buffer."""
         self.close()
-
-
-def _whole(name: str, value: SupportsIndex, *, minimum: int = 0) -> int:
-    """Return `value` as an int, if it is a whole number of at least `minimum`."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool) or number < minimum:
-        raise InvalidInputError(
-            f"{name} is {value!r}; a whole number of at least {minimum} is needed"
-        )
-    return number

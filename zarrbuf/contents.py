@@ -6,8 +6,12 @@ Makes the view that is sampled from; draws nothing and encodes nothing.
 
 from __future__ import annotations
 
+import functools
+import os
 import threading
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -19,6 +23,18 @@ from zarrbuf.sampling import partition
 from zarrbuf.stores import MemoryStore, NewTrajectory, TrajectoryStore
 from zarrbuf.views import Part, View, check_fields, known_fields
 from zarrbuf.writer import BackgroundWriter
+
+_LIVE: weakref.WeakSet[Contents] = weakref.WeakSet()
+
+
+def _reset_all() -> None:
+    for contents in list(_LIVE):
+        contents.reset_after_fork()
+
+
+@functools.cache
+def _watch_forks() -> None:
+    os.register_at_fork(after_in_child=_reset_all)
 
 
 class Contents:
@@ -52,14 +68,31 @@ class Contents:
         self.writer = BackgroundWriter(self._save, max_queue_bytes=max_queue_bytes)
         self.num_ever = len(store.rows)
         self.next_trajectory_id = store.next_trajectory_id
-        # The store is shared with the writer's thread; the rest with all who draw.
-        self._store_lock = threading.Lock()
-        self._lock = threading.RLock()
+        self._store_size = len(store.rows)
+        self._make_locks()
         self._loaded: Part | None = None
-        self._skip = 0
+        self._mark = 0
         self._queued: tuple[NewTrajectory, ...] = ()
         self._view: View | None = None
         self._known: dict[str, BatchField] | None = None
+        _watch_forks()
+        _LIVE.add(self)
+
+    def _make_locks(self) -> None:
+        # The store is shared with the writer's thread; the rest with all who draw.
+        self._store_lock = threading.Lock()
+        self._lock = threading.RLock()
+
+    def reset_after_fork(self) -> None:
+        """Make a forked child work: locks and threads of the parent are not its own.
+
+        What is queued is saved by the parent; here it is forgotten.
+        """
+        self._make_locks()
+        self._reader.reset_after_fork()
+        self.writer.reset()
+        self._queued = ()
+        self._view = None
 
     def add(self, encoded: Sequence[EncodedTrajectory]) -> None:
         """Add trajectories, all or none; they are in the next view.
@@ -107,25 +140,28 @@ class Contents:
         saved = {item.row.uuid for item in items}
         with self._lock:
             self._queued = tuple(q for q in self._queued if q.row.uuid not in saved)
-            self._take_in_store()
+            self._take_in_store(num_own=len(saved))
         for uuid in saved:
             self._reader.forget_archive(uuid)
 
-    def _take_in_store(self) -> None:
+    def _take_in_store(self, *, num_own: int) -> None:
+        """Count what others appended, and let the next view have it."""
+        size = len(self._store.rows)
+        self.num_ever += max(0, size - self._store_size - num_own)
+        self._store_size = size
         self.next_trajectory_id = max(
             self.next_trajectory_id, self._store.next_trajectory_id
         )
         self._view = None
 
-    def parts(self) -> list[Part]:
+    def parts(self, *, saved_only: bool = False) -> list[Part]:
         """Return all rows that are listed, in order, with their stores."""
         with self._lock:
             parts: list[Part] = [] if self._loaded is None else [self._loaded]
-            rows = self._store.rows
-            if self._skip:
-                rows = rows.take(np.arange(min(self._skip, len(rows)), len(rows)))
-            parts.append((self._store, rows))
-            if self._queued:
+            store = self._store.frozen()
+            rows = store.rows_after(self._mark) if self._mark else store.rows
+            parts.append((store, rows))
+            if self._queued and not saved_only:
                 parts.append(self._queued_part(rows))
             return parts
 
@@ -149,15 +185,22 @@ class Contents:
                 self._view = View.of(self.parts(), sample_window_size=self._window_size)
             return self._view
 
+    @contextmanager
+    def saved_view(self) -> Iterator[tuple[View, TrajectoryStore]]:
+        """Give the view of what is durable and the store, while nothing is saved."""
+        self.writer.flush()
+        with self._store_lock:
+            parts = self.parts(saved_only=True)
+            yield View.of(parts, sample_window_size=self._window_size), self._store
+
     def refresh(self) -> None:
         """Take in what others appended to the store."""
         self.writer.flush()
         with self._store_lock:
             self._store.refresh()
         with self._lock:
-            self.num_ever = max(self.num_ever, len(self._store.rows))
             self._known = None
-            self._take_in_store()
+            self._take_in_store(num_own=0)
 
     def load(self, store: TrajectoryStore, *, rank: int, world_size: int) -> None:
         """Replace everything by the part of `rank` of what another store lists.
@@ -170,10 +213,15 @@ class Contents:
         with self._lock:
             if isinstance(self._store, MemoryStore):
                 self._store.remove_all(reason="load")
-            self._skip = len(self._store.rows)
+            self._mark = self._store.mark
             self._loaded = (store, rows)
+            self._store_size = len(self._store.rows)
             self.num_ever = len(rows)
             self.next_trajectory_id = int(rows.trajectory_ids.max(initial=-1)) + 1
+            if not isinstance(self._store, MemoryStore):
+                self.next_trajectory_id = max(
+                    self.next_trajectory_id, self._store.next_trajectory_id
+                )
             self._forget()
 
     def clear(self) -> None:
@@ -182,8 +230,9 @@ class Contents:
         with self._store_lock:
             self._store.remove_all(reason="clear")
         with self._lock:
-            self._skip = 0
+            self._mark = 0
             self._loaded = None
+            self._store_size = 0
             self.num_ever = 0
             self._forget()
 

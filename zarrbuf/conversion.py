@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from zarrbuf.commits import create_log
 from zarrbuf.encoding import encode_trajectory
-from zarrbuf.errors import InvalidInputError
+from zarrbuf.errors import InvalidInputError, StorageError
 from zarrbuf.format import (
+    ROOT_NAME,
     SEGMENT_DIR,
     TMP_DIR,
     TRAJECTORY_DIR,
     Schema,
+    commit_path,
     new_uuid,
     trajectory_name,
 )
@@ -124,7 +127,7 @@ def convert(
         destination_format=to,
         num_trajectories=len(rows),
         total_samples=rows.total_samples,
-        source_bytes=sum(store.num_bytes(rows.row(n)) for n in range(len(rows))),
+        source_bytes=int(rows.column("size").sum()),
         destination_bytes=created.num_bytes,
     )
 
@@ -139,17 +142,30 @@ class _Created:
 
     def create(self, name: str, data: bytes) -> None:
         self._names.append(name)
-        if self.storage.create(name, data) is not Outcome.CREATED:
+        outcome = self.storage.create(name, data)
+        if outcome is Outcome.EXISTS:
             self._names.pop()
             raise InvalidInputError(
                 f"{self.storage.describe(name)} came to be meanwhile; does another "
                 "program write there?"
             )
+        if outcome is Outcome.UNKNOWN:
+            raise StorageError(f"{self.storage.describe(name)} may or may not be there")
+
+    def commit(self, actions: Sequence[Action]) -> None:
+        """Make the buffer, its first commit the actions."""
+        segments = [a["path"] for a in actions if a["action"] == "add_segment"]
+        self._names += [*segments, ROOT_NAME, commit_path(1)]
+        create_log(self.storage, build=lambda _: actions, op="convert")
 
     def take_away(self) -> None:
-        for name in self._names:
-            self.storage.delete(name)
-        self.storage.delete_empty_directories()
+        """Delete what was written, unless the commit that names it landed."""
+        with suppress(StorageError):
+            if commit_path(1) in self._names and self.storage.exists(commit_path(1)):
+                return
+            for name in self._names:
+                self.storage.delete(name)
+            self.storage.delete_empty_directories()
 
 
 def _check_empty(storage: Storage) -> None:
@@ -185,16 +201,13 @@ def _write_archives(
         if progress is not None:
             progress(number + 1, total)
     config = {"seed": store.seed, "codec": codec}
-    listed = Rows.of(rows)
-
-    def build(now: Snapshot) -> Sequence[Action]:
-        actions = [
-            now.meta_action(schemas=schemas, config=config),
-            *listing_actions(listed, created.storage),
+    created.commit(
+        [
+            Snapshot(0, "").meta_action(schemas=schemas, config=config),
+            *listing_actions(Rows.of(rows), created.storage),
+            *_state_actions(store.state),
         ]
-        return [*actions, *_state_actions(store.state)]
-
-    create_log(created.storage, build=build, op="convert")
+    )
 
 
 def _state_actions(state: Mapping[str, Any] | None) -> list[Action]:

@@ -77,9 +77,7 @@ def list_buffer(path: str | os.PathLike[str], *, version: int | None = None) -> 
     storage = open_storage(path)
     if isinstance(storage, LocalStorage) and is_rlinf_folder(storage.root):
         index = read_index(storage.root)
-        size = sum(
-            (storage.root / name).stat().st_size for name in index.names.values()
-        )
+        size = sum(row.size for row in index.rows)
         details = {
             "bytes": size,
             "seed": index.seed,

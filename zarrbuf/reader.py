@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from zarrbuf.blosc import address_of
 from zarrbuf.format import AnyArray, BatchField, batch_fields, step_rows
 from zarrbuf.rows import Row, Rows
-from zarrbuf.sampling import Group, ReadPlan
+from zarrbuf.sampling import Group, IntArray, ReadPlan
 from zarrbuf.trajectory import to_tensor
 from zarrbuf.trajectory_archive import TrajectoryArchive
 
@@ -54,8 +55,12 @@ class LruCache(Generic[Value]):
         self._max_cost = max_cost
         self._max_items = max_items
         self._items: OrderedDict[str, tuple[Value, int]] = OrderedDict()
-        self._lock = threading.Lock()
+        self.make_lock()
         self.cost = 0
+
+    def make_lock(self) -> None:
+        """Start with a lock that nobody holds."""
+        self._lock = threading.Lock()
 
     def get(self, key: str) -> Value | None:
         """Return an item and mark it as used, or None."""
@@ -157,6 +162,11 @@ class BatchReader:
         self._archives.clear()
         self._small.clear()
 
+    def reset_after_fork(self) -> None:
+        """Make new locks: those of the parent may be held for ever."""
+        self._archives.make_lock()
+        self._small.make_lock()
+
     def forget_archive(self, uuid: str) -> None:
         """Drop an opened archive, because it has moved (from memory to disk)."""
         self._archives.discard(uuid)
@@ -198,20 +208,23 @@ class BatchReader:
         """
         started = time.perf_counter()
         small = [field for field in fields if not field.spec.is_big]
-        big = [field for field in fields if field.spec.is_big]
         batch = {
             field.name: np.empty(
                 (plan.num_samples, *field.spec.shape), field.spec.stored
             )
             for field in fields
         }
+        addresses = {
+            field.name: address_of(batch[field.name])
+            for field in fields
+            if field.spec.is_big
+        }
         packed = np.empty(plan.num_samples, _packed_dtype(small))
         for group in plan.groups:
             archive = open_archive(group.position)
             if small:
                 self._gather_small(archive, small, group, packed)
-            for field in big:
-                self._decode_big(archive, field, group, batch[field.name])
+            self._decode_big(archive, addresses, group)
         for field in small:
             batch[field.name][...] = packed[field.name]
         self.stats.samples += plan.num_samples
@@ -222,22 +235,30 @@ class BatchReader:
         }
 
     def _decode_big(
-        self,
-        archive: TrajectoryArchive,
-        field: BatchField,
-        group: Group,
-        out: AnyArray,
+        self, archive: TrajectoryArchive, addresses: Mapping[str, int], group: Group
     ) -> None:
-        here = archive.find(field.name)
-        chunks = _chunk_numbers(archive, here, group.flat)
-        ranges = archive.chunk_ranges(here.field)[chunks]
-        rows = out.reshape(len(out), -1)
-        decode = archive.decoder(here.field)
-        for (start, stop), row in zip(ranges.tolist(), group.out.tolist(), strict=True):
-            decode(start, stop, rows[row])
-        self.stats.chunks_read += len(chunks)
-        self.stats.bytes_read += int((ranges[:, 1] - ranges[:, 0]).sum())
-        self.stats.bytes_decoded += rows[:1].nbytes * len(chunks)
+        """Decode the big fields of one trajectory, array by array.
+
+        Args:
+            archive: the trajectory.
+            addresses: batch field name -> address of its first row.
+            group: which samples go to which rows.
+        """
+        chunks: dict[str, list[IntArray]] = {}
+        places: dict[str, list[IntArray]] = {}
+        for name, address in addresses.items():
+            field = archive.find(name)
+            chunks.setdefault(field.field, []).append(
+                _chunk_numbers(archive, field, group.flat)
+            )
+            rows = group.out * field.spec.row_bytes
+            places.setdefault(field.field, []).append(address + rows)
+        for array, numbers in chunks.items():
+            ranges = archive.chunk_ranges(array)[np.concatenate(numbers)]
+            archive.decode_at(array, ranges, np.concatenate(places[array]).tolist())
+            self.stats.chunks_read += len(ranges)
+            self.stats.bytes_read += int(ranges[:, 1].sum() - ranges[:, 0].sum())
+            self.stats.bytes_decoded += len(ranges) * archive.arrays[array].chunk_bytes
 
     def _gather_small(
         self,
@@ -299,8 +320,8 @@ def sorted_fields(schema: Mapping[str, Any]) -> list[BatchField]:
 
 
 def _chunk_numbers(
-    archive: TrajectoryArchive, field: BatchField, flat: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
+    archive: TrajectoryArchive, field: BatchField, flat: IntArray
+) -> IntArray:
     """Return the chunk of each sample of a big field."""
     header = archive.header
     num_rows = archive.num_rows(field.field)

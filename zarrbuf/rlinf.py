@@ -6,6 +6,7 @@ archive within its bound. The files themselves are the business of `rlinf_files`
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,6 +54,10 @@ class RlinfStore(TrajectoryStore):
         self.suffix = index.file_format
         self._schemas: dict[str, Schema] = {}
         self._rows = Rows.of(index.rows)
+        # By uuid, and never forgotten: views go on reading what was taken off the list.
+        self._paths = {
+            row.uuid: self.folder / index.names[row.trajectory_id] for row in index.rows
+        }
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> RlinfStore:
@@ -85,7 +90,7 @@ class RlinfStore(TrajectoryStore):
             return store
         store = cls(path, RlinfIndex(file_format, seed=1234 if seed is None else seed))
         # Files whose index was lost keep their names: new ids go on after them.
-        lost = list_files(store.folder) if store.folder.is_dir() else {}
+        lost = list_files(store.folder)
         store.index.counter = max((number + 1 for number in lost), default=0)
         store.write_index()
         return store
@@ -114,10 +119,7 @@ class RlinfStore(TrajectoryStore):
 
     def path_of(self, row: Row) -> Path:
         """Return the file of a trajectory."""
-        return self.folder / self.index.names[row.trajectory_id]
-
-    def num_bytes(self, row: Row) -> int:  # noqa: D102
-        return self.path_of(row).stat().st_size
+        return self._paths[row.uuid]
 
     def read_trajectory(self, row: Row) -> Trajectory:  # noqa: D102
         return read_trajectory_file(self.path_of(row))
@@ -141,28 +143,30 @@ class RlinfStore(TrajectoryStore):
                 f"{path}: holds T={header.num_steps}, B={header.num_envs}; the index "
                 f"says T={row.num_steps}, B={row.num_envs}"
             )
-        self._schemas[row.uuid] = header.schema
+        if self._schemas.setdefault(row.uuid, header.schema) != header.schema:
+            raise FormatError(f"{path}: was replaced by another one since it was read")
         return TrajectoryArchive(encoded.data, name=str(path))
 
     def append(self, items: Sequence[NewTrajectory]) -> None:  # noqa: D102
         for item in items:
-            if all(row.uuid != item.row.uuid for row in self.index.rows):
+            if item.row.uuid not in self._paths:
                 self._append_one(item)
-        self._rows = Rows.of(self.index.rows)
         self.write_index()
 
     def _append_one(self, item: NewTrajectory) -> None:
         file_format: FileFormat = self.index.file_format
-        name = trajectory_name(
-            item.row.trajectory_id, item.row.model_weights_id, file_format
-        )
+        number = max(item.row.trajectory_id, self.index.counter)
+        row = dataclasses.replace(item.row, trajectory_id=number)
+        name = trajectory_name(number, row.model_weights_id, file_format)
         archive = TrajectoryArchive(item.encoded.data, name=name)
         data = encode_trajectory_file(decode_trajectory(archive), file_format)
         replace_file(self.folder / name, data)
-        self._schemas[item.row.uuid] = item.encoded.header.schema
-        self.index.rows.append(item.row)
-        self.index.names[item.row.trajectory_id] = name
-        self.index.counter = max(self.index.counter, item.row.trajectory_id + 1)
+        self._schemas[row.uuid] = item.encoded.header.schema
+        self._paths[row.uuid] = self.folder / name
+        self._rows = Rows.concat([self._rows, Rows.of([row])])
+        self.index.rows.append(row)
+        self.index.names[number] = name
+        self.index.counter = number + 1
 
     def write_index(self) -> None:
         """Replace the two JSON files; the index first, the metadata last.

@@ -10,9 +10,12 @@ import base64
 import io
 import os
 import pickle
+import struct
 import zipfile
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -21,6 +24,8 @@ from zarrbuf.format import DICT_FIELDS, TENSOR_FIELDS, new_uuid
 from zarrbuf.rlinf_index import FileFormat
 from zarrbuf.trajectory import Trajectory
 from zarrbuf.unpickle import parse_pickle
+
+_SPARE_BYTES: Final = 64 << 20
 
 
 def read_trajectory_file(path: str | os.PathLike[str]) -> Trajectory:
@@ -58,13 +63,28 @@ def _read_pt(file: Path) -> Any:
     """
     try:
         with zipfile.ZipFile(file) as archive:
+            if any(record.compress_type for record in archive.infolist()):
+                raise FormatError(
+                    f"{file}: no file of torch, its records are compressed"
+                )
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as exc:
+    except FormatError:
+        raise
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        struct.error,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+        OverflowError,
+    ) as exc:
         raise FormatError(f"{file}: cut short, damaged or no .pt file: {exc}") from exc
     if damaged is not None:
         raise FormatError(f"{file}: damaged, CRC-32 of record {damaged!r} is wrong")
     try:
-        return torch.load(file, weights_only=True, mmap=True, map_location="cpu")
+        value = torch.load(file, weights_only=True, mmap=True, map_location="cpu")
     except (
         pickle.UnpicklingError,
         RuntimeError,
@@ -79,6 +99,27 @@ def _read_pt(file: Path) -> Any:
         raise FormatError(
             f"{file}: not a file of tensors and plain values: {reason:.300}"
         ) from exc
+    allowed = 2 * file.stat().st_size + _SPARE_BYTES
+    if _claimed_bytes(value) > allowed:
+        raise FormatError(
+            f"{file}: its tensors claim more than {allowed} bytes, twice the file and "
+            "64 MiB; a view repeats a small storage"
+        )
+    return value
+
+
+def _claimed_bytes(value: Any) -> int:
+    """Return the bytes that the tensors of a tree take once they are dense."""
+    total, waiting = 0, [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            waiting += item.values()
+        elif isinstance(item, list | tuple):
+            waiting += item
+        elif isinstance(item, torch.Tensor):
+            total += item.numel() * item.element_size()
+    return total
 
 
 def encode_trajectory_file(trajectory: Trajectory, file_format: FileFormat) -> bytes:
@@ -110,8 +151,11 @@ def restore_generator(generator: torch.Generator, state: Any, *, where: str) -> 
         raise FormatError(f"{where}: no state of a random generator") from exc
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file so that readers see the old bytes or the new ones, never a part.
+def stage_file(path: Path, data: bytes) -> Path:
+    """Write a file durably beside the place where it shall be.
+
+    Returns:
+        Its temporary path, for `os.replace`.
 
     Raises:
         StorageError: if the storage failed; nothing is left behind.
@@ -124,8 +168,38 @@ def replace_file(path: Path, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
+        except BaseException:
             temporary.unlink(missing_ok=True)
+            raise
     except OSError as exc:
         raise StorageError(f"cannot write {path}: {exc.strerror}") from exc
+    return temporary
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file so that readers see the old bytes or the new ones, never a part.
+
+    Raises:
+        StorageError: if the storage failed; nothing is left behind.
+    """
+    publish_files([(stage_file(path, data), path)])
+
+
+def publish_files(staged: Sequence[tuple[Path, Path]]) -> None:
+    """Give staged files their names; those there before are replaced.
+
+    Raises:
+        StorageError: if the storage failed; staged files are taken away.
+    """
+    try:
+        for temporary, path in staged:
+            os.replace(temporary, path)
+    except OSError as exc:
+        discard_files(staged)
+        raise StorageError(f"cannot write {path}: {exc.strerror}") from exc
+
+
+def discard_files(staged: Sequence[tuple[Path, Path]]) -> None:
+    """Take staged files away."""
+    for temporary, _ in staged:
+        temporary.unlink(missing_ok=True)

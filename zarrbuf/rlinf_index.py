@@ -6,6 +6,7 @@ business of `rlinf_files`. Local paths only.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -18,15 +19,14 @@ from typing import Any, Final, Literal
 from zarrbuf.errors import FormatError, NotFoundError, StorageError
 from zarrbuf.format import is_weights_id, trajectory_name
 from zarrbuf.metadata import parse_json
-from zarrbuf.rows import Row
+from zarrbuf.rows import MAX_SAMPLES, UNKNOWN_SCHEMA, Row
 
 FileFormat = Literal["pt", "pkl"]
 FILE_FORMATS: Final = ("pt", "pkl")
 METADATA_NAME: Final = "metadata.json"
 INDEX_NAME: Final = "trajectory_index.json"
 OLD_INDEX_NAME: Final = "trajector_index.json"
-UNKNOWN_SCHEMA: Final = "0" * 16
-"""Schema of a row whose file was not opened yet."""
+MAX_NUMBER: Final = 2**62
 _FILE_NAME: Final = re.compile(r"trajectory_(\d+)_(.*)\.(pt|pkl)")
 
 
@@ -53,11 +53,8 @@ class RlinfIndex:
 
 def is_rlinf_folder(path: str | os.PathLike[str]) -> bool:
     """Whether a local folder looks like one of RLinf's replay buffers."""
-    folder = Path(path)
-    return any(
-        (folder / name).is_file()
-        for name in (METADATA_NAME, INDEX_NAME, OLD_INDEX_NAME)
-    )
+    names = (METADATA_NAME, INDEX_NAME, OLD_INDEX_NAME)
+    return any(os.path.isfile(os.path.join(path, name)) for name in names)
 
 
 def read_index(path: str | os.PathLike[str]) -> RlinfIndex:
@@ -83,9 +80,13 @@ def read_index(path: str | os.PathLike[str]) -> RlinfIndex:
         raise FormatError(f"{where}: trajectory_index or trajectory_id_list is missing")
     if len(set(map(str, ids))) != len(ids):
         raise FormatError(f"{where}: trajectory_id_list names an id twice")
-    rows = [_parse_entry(number, entries, folder, where=where) for number in ids]
-    highest = max((row.trajectory_id for row in rows), default=-1)
     files = list_files(folder)
+    rows, names = [], {}
+    for number in ids:
+        row = _parse_entry(number, entries, where=where)
+        names[number] = _find_file(files, row, folder)
+        rows.append(_identify(row, folder / names[number]))
+    highest = max((row.trajectory_id for row in rows), default=-1)
     extra = metadata.get("zarrbuf")
     return RlinfIndex(
         file_format,
@@ -97,7 +98,7 @@ def read_index(path: str | os.PathLike[str]) -> RlinfIndex:
             ),
         ),
         rows=rows,
-        names={row.trajectory_id: _find_file(files, row, folder) for row in rows},
+        names=names,
         generator=extra.get("generator") if isinstance(extra, dict) else None,
     )
 
@@ -113,16 +114,29 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _integer(value: Mapping[str, Any], key: str, default: int, *, where: str) -> int:
     found = value.get(key, default)
-    if type(found) is not int:
+    if type(found) is not int or abs(found) >= MAX_NUMBER:
         raise FormatError(f"{where}: {key} is {found!r:.40}, not a whole number")
     return found
 
 
-def _parse_entry(
-    number: Any, entries: Mapping[str, Any], folder: Path, *, where: str
-) -> Row:
+def _identify(row: Row, path: Path) -> Row:
+    """Give a row a uuid that is the same as long as its file is."""
+    try:
+        found = path.stat()
+    except OSError as exc:
+        raise NotFoundError(f"{path} cannot be read: {exc.strerror}") from exc
+    identity = f"{path.absolute()}\0{found.st_size}\0{found.st_mtime_ns}"
+    digest = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()
+    return dataclasses.replace(row, uuid=digest[:32], size=found.st_size)
+
+
+def _parse_entry(number: Any, entries: Mapping[str, Any], *, where: str) -> Row:
     entry = entries.get(str(number))
-    if type(number) is not int or number < 0 or not isinstance(entry, dict):
+    if (
+        type(number) is not int
+        or not 0 <= number < MAX_NUMBER
+        or not isinstance(entry, dict)
+    ):
         raise FormatError(f"{where}: trajectory {number!r:.40} has no entry")
     shape = entry.get("shape")
     weights_id = entry.get("model_weights_id")
@@ -132,15 +146,15 @@ def _parse_entry(
         or not all(type(n) is int and 0 < n < 2**31 for n in shape[:2])
         or not is_weights_id(weights_id)
         or entry.get("num_samples") != shape[0] * shape[1]
+        or shape[0] * shape[1] >= MAX_SAMPLES
     ):
         raise FormatError(
             f"{where}: entry {number} is {entry!r:.200}; needed are shape [T, B, ...], "
             "num_samples = T * B and model_weights_id"
         )
     length = _integer(entry, "max_episode_length", 0, where=f"{where}: entry {number}")
-    digest = hashlib.sha256(f"{folder.absolute()}\0{number}".encode()).hexdigest()
     return Row(
-        uuid=digest[:32],
+        uuid="0" * 32,
         trajectory_id=number,
         model_weights_id=weights_id,
         num_steps=shape[0],
@@ -156,7 +170,13 @@ def _parse_entry(
 def list_files(folder: Path) -> dict[int, list[str]]:
     """Return the names of trajectory files by id, the index not asked."""
     files: dict[int, list[str]] = {}
-    for name in sorted(os.listdir(folder)):
+    try:
+        found = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return files
+    except OSError as exc:
+        raise StorageError(f"cannot list {folder}: {exc.strerror}") from exc
+    for name in found:
         match = _FILE_NAME.fullmatch(name)
         if match:
             files.setdefault(int(match[1]), []).append(name)

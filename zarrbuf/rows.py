@@ -22,6 +22,10 @@ from zarrbuf.metadata import encode_json
 IntArray = npt.NDArray[np.int64]
 MAX_SEGMENT_ROWS: Final = 65_536
 MAX_TAG_BYTES: Final = 1024
+MAX_SAMPLES: Final = 2**40
+"""Bound of `T * B`, so that sums over millions of rows stay in 64 bits."""
+UNKNOWN_SCHEMA: Final = "0" * 16
+"""Schema of a row that no list tells: its file was not opened yet."""
 
 FIXED_DTYPE: Final = np.dtype(
     [
@@ -151,7 +155,8 @@ def parse_add(action: dict[str, Any], *, where: str) -> Row:
         "trajectory_id": action["trajectory_id"] >= 0,
         "T": 1 <= action["T"] < 2**31,
         "B": 1 <= action["B"] < 2**31,
-        "num_samples": action["num_samples"] == action["T"] * action["B"],
+        "num_samples": action["num_samples"] == action["T"] * action["B"]
+        and action["num_samples"] < MAX_SAMPLES,
         "base": 0 <= action["base"] < 2**31,
         "size": action["size"] >= 0,
         "crc": 0 <= action["crc"] < 2**32,

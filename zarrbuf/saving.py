@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from zarrbuf.errors import InvalidInputError
+from zarrbuf.errors import InvalidInputError, StorageError
 from zarrbuf.format import Schema, trajectory_name
 from zarrbuf.log_format import Action
 from zarrbuf.manifest import Snapshot, schema_id
@@ -24,13 +25,19 @@ from zarrbuf.opening import (
 )
 from zarrbuf.reader import BatchReader
 from zarrbuf.rlinf import RlinfStore
-from zarrbuf.rlinf_files import encode_trajectory_file, replace_file
+from zarrbuf.rlinf_files import (
+    discard_files,
+    encode_trajectory_file,
+    publish_files,
+    stage_file,
+)
 from zarrbuf.rlinf_index import FileFormat
 from zarrbuf.rows import Row, Rows
 from zarrbuf.shards import crc32c
-from zarrbuf.storage import Storage, open_storage
-from zarrbuf.stores import LogStore, listing_actions
+from zarrbuf.storage import Outcome, Storage, open_storage
+from zarrbuf.stores import LogStore, TrajectoryStore, listing_actions
 from zarrbuf.trajectory import decode_trajectory
+from zarrbuf.trajectory_archive import TrajectoryArchive
 from zarrbuf.views import View
 
 
@@ -38,6 +45,7 @@ def save_view(
     view: View,
     path: Location,
     *,
+    own: TrajectoryStore,
     trajectory_format: str,
     reader: BatchReader,
     seed: int | None,
@@ -48,6 +56,7 @@ def save_view(
 
     Args:
         view: what is saved.
+        own: where the buffer itself saves to.
         path: where; a checkpoint of the same format may be there.
         trajectory_format: "zarr", "pt" or "pkl".
         reader: opens archives.
@@ -60,11 +69,19 @@ def save_view(
         StorageError: if saving failed; an earlier checkpoint there stays whole.
     """
     if trajectory_format == "zarr":
-        save_buffer(view, path, reader=reader, seed=seed, codec=codec, state=state)
+        save_buffer(
+            view, path, own=own, reader=reader, seed=seed, codec=codec, state=state
+        )
         return
     file_format: FileFormat = "pt" if trajectory_format == "pt" else "pkl"
     save_folder(
-        view, path, reader=reader, seed=seed, file_format=file_format, state=state
+        view,
+        path,
+        own=own,
+        reader=reader,
+        seed=seed,
+        file_format=file_format,
+        state=state,
     )
 
 
@@ -72,6 +89,7 @@ def save_buffer(
     view: View,
     path: Location,
     *,
+    own: TrajectoryStore,
     reader: BatchReader,
     seed: int | None,
     codec: CodecName,
@@ -79,10 +97,11 @@ def save_buffer(
 ) -> None:
     """Make the buffer at `path` hold exactly the window, ids kept, and a state.
 
-    The buffer that the rows of the window are listed in keeps its other rows too.
+    The buffer that `own` is keeps all its rows, and gets the state only.
 
     Args:
         view: what is saved.
+        own: where the buffer itself saves to.
         path: a zarrbuf buffer, or where one shall be.
         reader: opens archives.
         seed: kept in a new buffer's config.
@@ -96,13 +115,8 @@ def save_buffer(
     """
     storage = open_storage(path)
     target = open_or_create_log_store(storage, seed=seed, codec=codec)
-    is_home = [_is_at(store, target) for store in view.stores]
-    if any(is_home[n] for n in view.store_of.tolist()):
-        if not all(is_home[n] for n in view.store_of.tolist()):
-            raise InvalidInputError(
-                f"{path} is where this buffer saves to, and the window holds "
-                "trajectories loaded from elsewhere; save the checkpoint elsewhere"
-            )
+    if isinstance(own, LogStore) and own.log.uuid == target.log.uuid:
+        _check_all_own(view, own, path)
         target.log.commit(lambda now: [_state_action(state)], op="checkpoint")
         return
     wanted, schemas = _bring_archives(view, target, reader=reader)
@@ -116,8 +130,13 @@ def save_buffer(
     target.log.commit(build, op="checkpoint")
 
 
-def _is_at(store: Any, target: LogStore) -> bool:
-    return isinstance(store, LogStore) and store.log.uuid == target.log.uuid
+def _check_all_own(view: View, own: TrajectoryStore, path: Location) -> None:
+    """Refuse to change the list that the buffer itself appends to."""
+    if any(view.store(position) is not own for position in range(len(view.rows))):
+        raise InvalidInputError(
+            f"{path} is where this buffer saves to, and the window holds "
+            "trajectories loaded from elsewhere; save the checkpoint elsewhere"
+        )
 
 
 def _state_action(state: Mapping[str, Any]) -> Action:
@@ -128,32 +147,40 @@ def _bring_archives(
     view: View, target: LogStore, *, reader: BatchReader
 ) -> tuple[Rows, dict[str, Schema]]:
     """Make every archive of the window durable in `target`, not yet listed there."""
-    listed = set(target.rows.fixed["uuid"].tolist())
+    listed = {uuid: n for n, uuid in enumerate(target.rows.fixed["uuid"].tolist())}
     rows: list[Row] = []
     schemas: dict[str, Schema] = {}
+    next_id = 0
     for position in range(len(view.rows)):
         row, store = view.rows.row(position), view.store(position)
-        known = target.log.snapshot.schemas.get(row.schema)
-        if known is None or bytes.fromhex(row.uuid) not in listed:
-            linked = isinstance(store, LogStore) and target.storage.link_from(
-                store.storage, row.path
-            )
-            if linked:
-                known = store.schema(row)
-            else:
-                row, known = _copy_archive(view, position, target.storage, reader)
-        rows.append(row)
-        schemas[row.schema] = known
+        there = listed.get(bytes.fromhex(row.uuid))
+        if there is not None:
+            known = target.rows.row(there)
+            schema = target.schema(known)
+        elif isinstance(store, LogStore) and target.storage.link_from(
+            store.storage, row.path
+        ):
+            known, schema = row, store.schema(row)
+        else:
+            known, schema = _copy_archive(view, position, target.storage, reader)
+        # Trajectories of two runs may have one id; the later one gets another.
+        number = max(next_id, row.trajectory_id)
+        next_id = number + 1
+        rows.append(dataclasses.replace(known, trajectory_id=number, version=0, ts=0))
+        schemas[known.schema] = schema
     return Rows.of(rows), schemas
 
 
 def _copy_archive(
     view: View, position: int, storage: Storage, reader: BatchReader
 ) -> tuple[Row, Schema]:
+    """Write an archive, unless it is there from a checkpoint that failed."""
     archive = view.archive(position, reader)
     row = view.rows.row(position)
     data = archive.source[:]
-    storage.put(row.path, data)
+    if storage.create(row.path, data) is Outcome.EXISTS:
+        data = storage.read(row.path)
+        TrajectoryArchive(data, name=storage.describe(row.path)).check()
     schema = archive.header.schema
     row = dataclasses.replace(
         row, size=len(data), crc=crc32c(data), schema=schema_id(schema)
@@ -190,6 +217,7 @@ def save_folder(
     view: View,
     path: Location,
     *,
+    own: TrajectoryStore,
     reader: BatchReader,
     seed: int | None,
     file_format: FileFormat,
@@ -197,43 +225,58 @@ def save_folder(
 ) -> None:
     """Make the folder at `path` one of RLinf's that holds exactly the window.
 
-    Files are copied, not linked: RLinf overwrites files in place. Files of
-    trajectories that left the window stay, but are no longer in the index.
+    Files are copied, not linked: RLinf overwrites files in place. All are written
+    beside their places before the first takes its own, and the index comes last. Files
+    of trajectories that left the window stay, but are no longer in the index. The
+    folder that the buffer itself saves to keeps its index and gets the state only.
 
     Raises:
         InvalidInputError: if a zarrbuf buffer, or the other file format, is there.
-        StorageError: if the storage failed; the old index is as it was.
+        StorageError: if the storage failed; what was there stays.
     """
     target = open_or_create_folder(path, seed=seed, file_format=file_format)
-    folder = target.folder
-    have = {row.trajectory_id: row for row in target.index.rows}
-    rows, names = [], {}
-    for position in range(len(view.rows)):
-        row = view.rows.row(position)
-        number = row.trajectory_id
-        name = trajectory_name(number, row.model_weights_id, file_format)
-        old = have.get(number)
-        is_there = old is not None and (
-            old.model_weights_id,
-            old.shape,
-        ) == (row.model_weights_id, row.shape)
-        if not is_there or not (folder / name).exists():
-            replace_file(
-                folder / name, _file_bytes(view, position, reader, file_format)
-            )
-        rows.append(row)
-        names[number] = name
+    if isinstance(own, RlinfStore) and own.folder == target.folder:
+        _check_all_own(view, own, path)
+        own.index.generator = state["generator"]
+        own.write_index()
+        return
+    rows, names, staged = [], {}, []
+    try:
+        for position in range(len(view.rows)):
+            row = view.rows.row(position)
+            number = row.trajectory_id
+            name = trajectory_name(number, row.model_weights_id, file_format)
+            data = _file_bytes(view, position, reader, file_format)
+            if not _holds(target.folder / name, data):
+                temporary = stage_file(target.folder / name, data)
+                staged.append((temporary, target.folder / name))
+            rows.append(row)
+            names[number] = name
+    except BaseException:
+        discard_files(staged)
+        raise
+    publish_files(staged)
     target.index.rows, target.index.names = rows, names
     target.index.counter = state["trajectory_counter"]
     target.index.generator = state["generator"]
     target.write_index()
 
 
+def _holds(path: Path, data: bytes) -> bool:
+    try:
+        return path.read_bytes() == data
+    except OSError:
+        return False
+
+
 def _file_bytes(
     view: View, position: int, reader: BatchReader, file_format: FileFormat
 ) -> bytes:
     store, row = view.store(position), view.rows.row(position)
-    if isinstance(store, RlinfStore) and store.path_of(row).suffix == f".{file_format}":
-        return store.path_of(row).read_bytes()
+    if isinstance(store, RlinfStore) and store.suffix == file_format:
+        try:
+            return store.path_of(row).read_bytes()
+        except OSError as exc:
+            raise StorageError(f"cannot read {store.path_of(row)}: {exc}") from exc
     trajectory = decode_trajectory(view.archive(position, reader))
     return encode_trajectory_file(trajectory, file_format)

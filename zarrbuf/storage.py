@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import fsspec
 
@@ -302,7 +302,7 @@ class MemoryStorage(Storage):
         """Use the directory that `url` names, which need not exist yet."""
         self.url = url.rstrip("/")
         self._fs: Any = fsspec.filesystem("memory")
-        self._root = "/" + urlsplit(url).netloc + urlsplit(url).path.rstrip("/")
+        self._root = "/" + url[len("memory://") :].strip("/")
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{_checked(name)}" if name else self._root
@@ -346,8 +346,10 @@ def open_storage(path: str | os.PathLike[str]) -> Storage:
     Raises:
         InvalidInputError: for an empty path, a chained URL or another scheme.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise InvalidInputError(f"path {path!r} is not allowed: a string is needed")
     text = os.fspath(path)
-    if not isinstance(text, str) or not text or "\0" in text:
+    if not isinstance(text, str) or not text or "\0" in unquote(text):
         raise InvalidInputError(f"path {text!r} is not allowed: a name is needed")
     if "::" in text:
         raise InvalidInputError(f"path {text!r} is not allowed: URLs are not chained")
@@ -355,7 +357,12 @@ def open_storage(path: str | os.PathLike[str]) -> Storage:
     if scheme == "":
         return LocalStorage(text)
     if scheme == "file":
-        return LocalStorage(unquote(urlsplit(text).path))
+        local = text[len("file://") :].removeprefix("localhost")
+        if not local.startswith("/"):
+            raise InvalidInputError(
+                f"path {text!r} is not allowed: file:///absolute/path is needed"
+            )
+        return LocalStorage(unquote(local))
     if scheme == "memory":
         return MemoryStorage(text)
     raise InvalidInputError(

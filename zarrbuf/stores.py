@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from zarrbuf.checkpoints import write_segments
 from zarrbuf.commits import CommitLog, open_log, open_or_create_log
 from zarrbuf.encoding import EncodedTrajectory
@@ -125,10 +127,6 @@ class TrajectoryStore(abc.ABC):
         """Read one whole trajectory; raises what `open_archive` does."""
         return decode_trajectory(self.open_archive(row))
 
-    def num_bytes(self, row: Row) -> int:
-        """Return the bytes that a trajectory takes."""
-        return row.size
-
     @abc.abstractmethod
     def append(self, items: Sequence[NewTrajectory]) -> None:
         """Add trajectories; they are durable and listed when it returns.
@@ -142,6 +140,19 @@ class TrajectoryStore(abc.ABC):
     @abc.abstractmethod
     def remove_all(self, *, reason: str) -> None:
         """Take every row off the list."""
+
+    @property
+    def mark(self) -> int:
+        """Where the list ends now, for `rows_after`."""
+        return len(self.rows)
+
+    def rows_after(self, mark: int) -> Rows:
+        """Return the rows that were listed since `mark` was taken."""
+        return self.rows.take(np.arange(min(mark, len(self.rows)), len(self.rows)))
+
+    def frozen(self) -> TrajectoryStore:
+        """Return what goes on opening the rows listed now, whatever happens here."""
+        return self
 
     def refresh(self) -> None:  # noqa: B027
         """Take in what others appended."""
@@ -192,11 +203,16 @@ class MemoryStore(TrajectoryStore):
             [self._next_id, *(item.row.trajectory_id + 1 for item in items)]
         )
 
+    def frozen(self) -> MemoryStore:  # noqa: D102
+        copy = MemoryStore()
+        copy._items, copy._rows = self._items, self._rows
+        return copy
+
     def drop_first(self, count: int) -> None:
-        """Forget the oldest `count` trajectories."""
-        for uuid in list(self._items)[:count]:
-            del self._items[uuid]
-        self._rows = Rows.of([item.row for item in self._items.values()])
+        """Forget the oldest `count` trajectories; frozen copies keep them."""
+        kept = list(self._items.values())[count:]
+        self._items = {item.row.uuid: item for item in kept}
+        self._rows = self._rows.take(np.arange(count, len(self._rows)))
 
     def remove_all(self, *, reason: str) -> None:  # noqa: D102
         self.drop_first(len(self._items))
@@ -237,6 +253,13 @@ class LogStore(TrajectoryStore):
             rows = snapshot.rows
             self._rows_of = (snapshot, rows)
         return rows
+
+    @property
+    def mark(self) -> int:  # noqa: D102
+        return self.log.snapshot.version
+
+    def rows_after(self, mark: int) -> Rows:  # noqa: D102
+        return self.rows.take(np.flatnonzero(self.rows.column("version") > mark))
 
     @property
     def next_trajectory_id(self) -> int:  # noqa: D102
@@ -292,8 +315,8 @@ class LogStore(TrajectoryStore):
 
         try:
             self.log.commit(build, op="add")
-        except StorageError as exc:
-            raise StorageError(
+        except ZarrbufError as exc:
+            raise type(exc)(
                 f"{known_name(items[0].row)} and {len(items) - 1} more could not be "
                 f"committed: {exc}"
             ) from exc

@@ -19,7 +19,7 @@ from zarrbuf.manifest import Snapshot
 from zarrbuf.opening import open_store
 from zarrbuf.rlinf import RlinfStore
 from zarrbuf.rlinf_index import is_rlinf_folder
-from zarrbuf.rows import Row
+from zarrbuf.rows import UNKNOWN_SCHEMA, Row
 from zarrbuf.shards import crc32c
 from zarrbuf.storage import LocalStorage, Storage, open_storage
 from zarrbuf.stores import LogStore, TrajectoryStore, known_name
@@ -150,7 +150,7 @@ def _verify_rows(
             archive = store.open_archive(row)
             _check_crc(row, archive)
             result.num_chunks += archive.check()
-            result.num_bytes += store.num_bytes(row)
+            result.num_bytes += row.size
         except ZarrbufError as exc:
             message = str(exc)
             name = known_name(row, store.suffix)
@@ -161,7 +161,7 @@ def _verify_rows(
 
 
 def _check_crc(row: Row, archive: TrajectoryArchive) -> None:
-    if row.size and crc32c(archive.source[:]) != row.crc:
+    if row.schema != UNKNOWN_SCHEMA and crc32c(archive.source[:]) != row.crc:
         raise FormatError(
             f"{archive.name}: the crc32c of its {row.size} bytes is not the one in the "
             "manifest"

@@ -17,7 +17,7 @@ import numpy as np
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.format import BatchField, FieldSpec, Schema
 from zarrbuf.reader import BatchReader, sorted_fields
-from zarrbuf.rows import IntArray, Rows
+from zarrbuf.rows import UNKNOWN_SCHEMA, IntArray, Rows
 from zarrbuf.sampling import Window, window_start
 from zarrbuf.stores import TrajectoryStore, known_name
 from zarrbuf.trajectory_archive import TrajectoryArchive
@@ -72,19 +72,31 @@ class View:
         """Return the archive of one row."""
         return reader.archive(self.rows, position, self.store(position))
 
-    @functools.cached_property
-    def fields(self) -> list[BatchField]:
-        """The fields that every trajectory of the window has, by name.
+    def fields(self, reader: BatchReader) -> list[BatchField]:
+        """Return the fields that every trajectory of the window has, by name.
+
+        Args:
+            reader: opens archives whose schema no list tells.
 
         Raises:
             InvalidInputError: if two trajectories have a field of one name, but of
                 different dtype or shape.
         """
+        if "_fields" not in self.__dict__:
+            self.__dict__["_fields"] = self._common_fields(reader)
+        found: list[BatchField] = self.__dict__["_fields"]
+        return found
+
+    def _common_fields(self, reader: BatchReader) -> list[BatchField]:
         known: dict[str, BatchField] = {}
         common: set[str] | None = None
         for position in self._one_of_each_schema():
             row = self.rows.row(position)
-            fields = sorted_fields(self.store(position).schema(row))
+            if row.schema == UNKNOWN_SCHEMA:
+                schema = self.archive(position, reader).header.schema
+            else:
+                schema = self.store(position).schema(row)
+            fields = sorted_fields(schema)
             check_fields(fields, known, name=known_name(row))
             known.update({field.name: field for field in fields})
             names = {field.name for field in fields}

@@ -1,11 +1,12 @@
 """The background writer: a bounded queue in front of a store.
 
-Owns one thread. What fails stays queued: the error reaches the caller at its next
-call, once, and the call after that tries again.
+Owns one thread. What fails stays queued and drawable: the error reaches the caller at
+its next add, and every flush tries again.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections import deque
@@ -37,8 +38,14 @@ class BackgroundWriter:
         """
         self._append = append
         self._max_queue_bytes = max_queue_bytes
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the queue and the thread: what a forked child has to do."""
         self._queue: deque[NewTrajectory] = deque()
         self._queue_bytes = 0
+        self._num_enqueued = 0
+        self._num_saved = 0
         self._changed = threading.Condition()
         self._error: Exception | None = None
         self._is_draining = False
@@ -52,10 +59,7 @@ class BackgroundWriter:
     def raise_error(self) -> None:
         """Raise what went wrong since the last call, if anything did."""
         with self._changed:
-            self._raise_error()
-
-    def _raise_error(self) -> None:
-        error, self._error = self._error, None
+            error, self._error = self._error, None
         if error is not None:
             raise error
 
@@ -64,6 +68,7 @@ class BackgroundWriter:
         with self._changed:
             self._queue.extend(items)
             self._queue_bytes += sum(len(item.encoded.data) for item in items)
+            self._num_enqueued += len(items)
             self._start()
 
     def wait_for_room(self) -> None:
@@ -76,23 +81,23 @@ class BackgroundWriter:
                 self._changed.wait()
 
     def _start(self) -> None:
+        """Let the thread drain the queue, unless it does so already."""
         if self._is_draining or not self._queue:
             return
-        if self._executor is None:
-            # An executor's threads are joined at interpreter exit, after they have
-            # done what is queued; a plain daemon thread would drop it.
-            self._executor = ThreadPoolExecutor(1, thread_name_prefix="zarrbuf-writer")
         self._is_draining = True
-        self._executor.submit(self._drain)
+        try:
+            if self._executor is None:
+                # An executor's threads are joined at interpreter exit, after they
+                # have done what is queued; a plain daemon thread would drop it.
+                self._executor = ThreadPoolExecutor(
+                    1, thread_name_prefix="zarrbuf-writer"
+                )
+            self._executor.submit(self._drain)
+        except RuntimeError:  # the interpreter is ending: no new threads, so do it here
+            self._drain()
 
     def _drain(self) -> None:
-        while True:
-            with self._changed:
-                batch = [self._queue[i] for i in range(min(len(self._queue), MAX_ADDS))]
-                if not batch:
-                    self._is_draining = False
-                    self._changed.notify_all()
-                    return
+        while batch := self._next_batch():
             try:
                 self._append(batch)
             except Exception as exc:
@@ -106,35 +111,47 @@ class BackgroundWriter:
                 for item in batch:
                     self._queue.popleft()
                     self._queue_bytes -= len(item.encoded.data)
+                self._num_saved += len(batch)
                 self._changed.notify_all()
 
+    def _next_batch(self) -> list[NewTrajectory]:
+        with self._changed:
+            batch = list(itertools.islice(self._queue, MAX_ADDS))
+            if not batch:
+                self._is_draining = False
+                self._changed.notify_all()
+            return batch
+
     def flush(self) -> None:
-        """Wait until all that was queued is durable.
+        """Wait until all that was queued before this call is durable.
+
+        What failed before is tried again first.
 
         Raises:
-            StorageError: if the storage failed; what failed stays queued, and the
-                next `flush` tries it again.
+            StorageError: if the storage fails; what failed stays queued.
         """
         with self._changed:
-            self._wait()
+            target = self._num_enqueued
+            if not self._is_draining:
+                self._error = None
             self._start()
-            self._wait()
-
-    def _wait(self) -> None:
-        while self._is_draining:
-            self._changed.wait()
-        self._raise_error()
+            while self._num_saved < target and self._is_draining:
+                self._changed.wait()
+            is_done = self._num_saved >= target
+        if not is_done:
+            self.raise_error()
 
     def close(self, *, wait: bool = True) -> None:
         """Stop the thread, after what is queued is written if `wait`.
 
         Raises:
-            StorageError: if the storage failed.
+            StorageError: if the storage fails.
         """
         try:
             if wait:
                 self.flush()
         finally:
-            executor, self._executor = self._executor, None
+            with self._changed:
+                executor, self._executor = self._executor, None
             if executor is not None:
                 executor.shutdown(wait=wait)

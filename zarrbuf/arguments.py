@@ -1,0 +1,45 @@
+"""Checks of single arguments. Pure; each names the argument and what is allowed."""
+
+from __future__ import annotations
+
+import operator
+from typing import SupportsIndex
+
+from zarrbuf.errors import InvalidInputError
+
+
+def check_whole_number(name: str, value: SupportsIndex, *, minimum: int = 0) -> int:
+    """Return `value` as an int, if it is a whole number from `minimum` to 2**40.
+
+    Raises:
+        InvalidInputError: otherwise.
+    """
+    number = _as_int(value)
+    if number is None or not minimum <= number <= 2**40:
+        raise InvalidInputError(
+            f"{name} is {value!r}; a whole number from {minimum} to 2**40 is needed"
+        )
+    return number
+
+
+def check_seed(value: SupportsIndex) -> int:
+    """Return `value` as an int, if torch's generators take it.
+
+    Raises:
+        InvalidInputError: otherwise.
+    """
+    number = _as_int(value)
+    if number is None or not -(2**63) <= number < 2**64:
+        raise InvalidInputError(
+            f"seed is {value!r}; a whole number of 64 bits or None is needed"
+        )
+    return number
+
+
+def _as_int(value: SupportsIndex) -> int | None:
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
