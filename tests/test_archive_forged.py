@@ -130,7 +130,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "dtype": (_field("rewards", "dtype", "int32"), "not what its field says"),
     "torch dtype": (_field("curr_obs/time", "dtype", "uint16"), "not what its field"),
     "sample shape": (_field("obs/image", "shape", [4095]), "not what its field says"),
-    "whole": (_field("obs/image", "rows", "whole"), "not what its field says"),
+    "whole": (_field("obs/image", "rows", "whole"), "has shape"),
     "rows": (_field("dones", "rows", "end"), "not what its field says"),
     "rows without extra": (_field("dones", "rows", "step"), "not what its field says"),
     "step of a number": (_field("curr_obs/time", "rows", "step"), "not what its field"),

@@ -501,6 +501,8 @@ def test_schemas_are_valid_closed_and_named_by_their_file() -> None:
         assert schema["description"]
         for path in nodes(schema):
             node = look_up(schema, path)
+            if {"if", "then"} & set(path):  # these narrow what is closed already
+                continue
             if isinstance(node, dict) and "properties" in node:
                 assert node["additionalProperties"] is False, path
 

@@ -247,21 +247,26 @@ class Archive:
         )
         return out
 
-    def decode_at(self, field: str, ranges: IntArray, addresses: Sequence[int]) -> None:
+    def decode_at(
+        self, field: str, ranges: Sequence[Sequence[int]], addresses: Sequence[int]
+    ) -> int:
         """Check and decode chunks of a field to places in memory.
 
         Args:
             field: path of the array.
-            ranges: int64 [n, 2], start and stop of each chunk, from `chunk_ranges`.
+            ranges: start and stop of each chunk, from `chunk_ranges`.
             addresses: where each is decoded to; `chunk_bytes` are writable there.
+
+        Returns:
+            Stored bytes read.
 
         Raises:
             FormatError: if a chunk is damaged.
         """
         info = self.arrays[field]
-        decode_chunks_at(
+        return decode_chunks_at(
             self.source,
-            ranges.tolist(),
+            ranges,
             addresses,
             info.chunk_bytes,
             codec=info.codec,
@@ -295,6 +300,6 @@ class Archive:
         where = self._where(info.field)
         check_coverage(ranges, member.start, member.stop, where=where)
         block = np.empty(info.grid.inner, info.stored)
-        stored = np.unique(ranges, axis=0)
+        stored = np.unique(ranges, axis=0).tolist()
         self.decode_at(info.field, stored, [address_of(block)] * len(stored))
         return len(stored)

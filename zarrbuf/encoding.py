@@ -292,7 +292,7 @@ def _field_array(
     dtype = str(tensor.dtype).removeprefix("torch.")
     shape = tuple(tensor.shape)
     if tensor.ndim < 2:
-        spec = FieldSpec(dtype, shape, "whole")
+        spec = FieldSpec(dtype, (), "whole")
         return spec, FieldArray((_to_numpy(tensor),), dtype)
     rows = EXTRA_ROWS.get(path, "step")
     extra = shape[0] - num_steps

@@ -178,7 +178,8 @@ class FieldSpec:
 
     Attributes:
         dtype: torch dtype name, a key of `STORED_DTYPE`.
-        shape: shape of one sample; for `rows="whole"` the shape of the array.
+        shape: shape of one sample; () for `rows="whole"`, whose length may differ from
+            trajectory to trajectory.
         rows: "step" for T rows; "start" or "end" for T + E rows whose extra row
             stands first or last in each of E rollout epochs; "whole" for arrays of
             fewer than two dimensions, which are kept but never sampled.
@@ -260,6 +261,7 @@ def _parse_field(name: str, value: Any, *, where: str) -> FieldSpec:
         not isinstance(shape, list)
         or len(shape) > 30
         or not all(type(n) is int and 0 <= n < 2**40 for n in shape)
+        or (rows == "whole" and shape)
     ):
         raise FormatError(f"{where}: field {name!r:.80} has shape {shape!r:.80}")
     return FieldSpec(dtype, tuple(shape), rows)
@@ -302,16 +304,14 @@ def batch_fields(schema: Schema) -> Iterator[BatchField]:
 def array_shape(
     spec: FieldSpec, *, num_rows: int, num_envs: int, staged: bool
 ) -> tuple[int, ...]:
-    """Return the shape of the stored array of a field.
+    """Return the shape of the stored array of a sampled field.
 
     Args:
-        spec: the field.
+        spec: the field; not one with `rows="whole"`.
         num_rows: rows on the time axis, extra rows included.
         num_envs: `B`.
         staged: whether a stage axis of 2 comes first.
     """
-    if spec.rows == "whole":
-        return spec.shape
     return (*((2,) if staged else ()), num_rows, num_envs, *spec.shape)
 
 

@@ -214,17 +214,18 @@ class BatchReader:
             )
             for field in fields
         }
-        addresses = {
-            field.name: address_of(batch[field.name])
-            for field in fields
-            if field.spec.is_big
-        }
+        big = tuple(field.name for field in fields if field.spec.is_big)
+        places = {name: _row_addresses(batch[name], plan) for name in big}
+        start = 0
         packed = np.empty(plan.num_samples, _packed_dtype(small))
         for group in plan.groups:
             archive = open_archive(group.position)
             if small:
                 self._gather_small(archive, small, group, packed)
-            self._decode_big(archive, addresses, group)
+            stop = start + len(group.out)
+            here = {name: places[name][start:stop] for name in big}
+            self._decode_big(archive, here, group)
+            start = stop
         for field in small:
             batch[field.name][...] = packed[field.name]
         self.stats.samples += plan.num_samples
@@ -235,29 +236,27 @@ class BatchReader:
         }
 
     def _decode_big(
-        self, archive: TrajectoryArchive, addresses: Mapping[str, int], group: Group
+        self,
+        archive: TrajectoryArchive,
+        places: Mapping[str, Sequence[int]],
+        group: Group,
     ) -> None:
         """Decode the big fields of one trajectory, array by array.
 
         Args:
             archive: the trajectory.
-            addresses: batch field name -> address of its first row.
-            group: which samples go to which rows.
+            places: batch field name -> address of the row of each sample.
+            group: the samples.
         """
-        chunks: dict[str, list[IntArray]] = {}
-        places: dict[str, list[IntArray]] = {}
-        for name, address in addresses.items():
-            field = archive.find(name)
-            chunks.setdefault(field.field, []).append(
-                _chunk_numbers(archive, field, group.flat)
-            )
-            rows = group.out * field.spec.row_bytes
-            places.setdefault(field.field, []).append(address + rows)
-        for array, numbers in chunks.items():
-            ranges = archive.chunk_ranges(array)[np.concatenate(numbers)]
-            archive.decode_at(array, ranges, np.concatenate(places[array]).tolist())
+        for array, fields in archive.arrays_of(tuple(places)):
+            known = archive.chunk_ranges(array)
+            ranges: list[list[int]] = []
+            addresses: list[int] = []
+            for field in fields:
+                ranges += known[_chunk_numbers(archive, field, group.flat)].tolist()
+                addresses += places[field.name]
+            self.stats.bytes_read += archive.decode_at(array, ranges, addresses)
             self.stats.chunks_read += len(ranges)
-            self.stats.bytes_read += int(ranges[:, 1].sum() - ranges[:, 0].sum())
             self.stats.bytes_decoded += len(ranges) * archive.arrays[array].chunk_bytes
 
     def _gather_small(
@@ -284,6 +283,14 @@ class BatchReader:
             self._small.put(uuid, table, cost=table.nbytes)
             self.stats.small_fields_decoded += 1
         return table
+
+
+def _row_addresses(out: AnyArray, plan: ReadPlan) -> list[int]:
+    """Return the address of the row of each sample, in the order of the plan."""
+    none = np.zeros(0, np.int64)
+    rows = np.concatenate([none, *(group.out for group in plan.groups)])
+    addresses: list[int] = (rows * out[:1].nbytes + address_of(out)).tolist()
+    return addresses
 
 
 def _packed_dtype(fields: Sequence[BatchField]) -> np.dtype[Any]:

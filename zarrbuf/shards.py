@@ -109,7 +109,7 @@ def decode_chunks_at(
     *,
     codec: CodecName,
     where: str,
-) -> None:
+) -> int:
     """Check and decode chunks to places in memory: the hot path of sampling.
 
     Does what `decode_chunk_into` does for each, with one C call a chunk; whatever is
@@ -123,14 +123,19 @@ def decode_chunks_at(
         codec: how the chunks were compressed.
         where: file and field, for the message.
 
+    Returns:
+        Stored bytes read.
+
     Raises:
         FormatError: as `decode_chunk_into`.
     """
     native = None if codec == "none" else native_decompress()
     checksum, unpack = crc32c, _BLOSC_HEADER.unpack_from
     compressor = _COMPRESSORS.get(codec)
+    num_read = 0
     for (start, stop), address in zip(ranges, addresses, strict=True):
         chunk = source[start:stop]
+        num_read += len(chunk)
         if (
             native is not None
             and checksum(chunk) == _RESIDUE
@@ -147,6 +152,7 @@ def decode_chunks_at(
                 continue
         out = memory_at(address, num_bytes)
         decode_chunk_into(source, start, stop, out, codec=codec, where=where)
+    return num_read
 
 
 def _check_blosc_header(

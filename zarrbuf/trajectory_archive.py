@@ -94,9 +94,18 @@ class TrajectoryArchive(Archive):
         _check_fields(self.header, self.arrays, name=name)
         self._batch_fields = {f.name: f for f in batch_fields(self.header.schema)}
 
-    def find(self, name: str) -> BatchField:
-        """Return where this trajectory keeps the batch field `name`."""
-        return self._batch_fields[name]
+        self._arrays_of: dict[tuple[str, ...], list[tuple[str, list[BatchField]]]] = {}
+
+    def arrays_of(self, names: tuple[str, ...]) -> list[tuple[str, list[BatchField]]]:
+        """Return the arrays that keep some batch fields, each with those in it."""
+        found = self._arrays_of.get(names)
+        if found is None:
+            arrays: dict[str, list[BatchField]] = {}
+            for name in names:
+                field = self._batch_fields[name]
+                arrays.setdefault(field.field, []).append(field)
+            found = self._arrays_of[names] = list(arrays.items())
+        return found
 
     @property
     def index_bytes(self) -> int:
@@ -171,7 +180,7 @@ def _check_fields(
 
 def _fits(info: ArrayInfo, spec: FieldSpec, header: TrajectoryHeader) -> bool:
     if spec.rows == "whole":
-        return info.shape == spec.shape and not info.staged
+        return len(info.shape) < 2 and not info.staged
     axis = 1 if info.staged else 0
     if len(info.shape) < axis + 2:
         return False
