@@ -16,7 +16,9 @@ import pytest
 from helpers import assert_same_trajectory, make_trajectory
 
 from zarrbuf import TrajectoryReplayBuffer, convert, list_buffer, verify
+from zarrbuf.commits import CommitLog
 from zarrbuf.errors import FormatError, NotFoundError, StorageError, ZarrbufError
+from zarrbuf.storage import LocalStorage, Outcome
 
 DATA = Path(__file__).parent / "data"
 COUNT = 3
@@ -262,3 +264,41 @@ def test_a_killed_conversion_can_be_run_again(tmp_path: Path) -> None:
         convert(source, target)
     assert len(list_buffer(target).rows) == 3
     assert verify(target).is_sound
+
+
+@pytest.mark.parametrize("to", ["zarr", "pkl"])
+@pytest.mark.parametrize("nth", [1, 2, 3, 4, 5])
+def test_a_conversion_that_fails_anywhere_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str, nth: int
+) -> None:
+    source, target = DATA / "rlinf_pkl", tmp_path / "out"
+    create, calls = LocalStorage.create, []
+
+    def fail(self: LocalStorage, name: str, data: bytes) -> Outcome:
+        calls.append(name)
+        if len(calls) == nth:
+            raise StorageError(f"cannot create {name}: no space")
+        return create(self, name, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStorage, "create", fail)
+        with pytest.raises(StorageError, match="no space"):
+            convert(source, target, to=to)
+    assert not target.exists()
+    convert(source, target, to=to)
+    assert len(list_buffer(target).rows) == 3
+    assert verify(target).is_sound
+
+
+def test_an_interrupt_after_the_commit_takes_nothing_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CommitLog, "_landed", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            convert(DATA / "rlinf_pkl", tmp_path / "out")
+    assert len(list_buffer(tmp_path / "out").rows) == 3
+    assert verify(tmp_path / "out").is_sound

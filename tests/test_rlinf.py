@@ -6,9 +6,11 @@ import json
 import os
 import pickle
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import assert_same_trajectory, make_trajectory
@@ -218,3 +220,68 @@ def test_only_one_format_a_folder(folder: Path) -> None:
         RlinfStore.open_or_create(folder, seed=1, file_format="pkl")
     with pytest.raises(NotFoundError, match="holds no replay buffer of RLinf"):
         RlinfStore.open(folder / "nowhere")
+
+
+@pytest.mark.parametrize("number", [2**62, 2**63, 2**64])
+@pytest.mark.parametrize("where", ["id", "length", "counter", "seed"])
+def test_numbers_beyond_64_bits_are_refused(
+    folder: Path, number: int, where: str
+) -> None:
+    def change_index(value: Any) -> None:
+        if where == "id":
+            value["trajectory_id_list"][0] = number
+            value["trajectory_index"][str(number)] = value["trajectory_index"].pop("0")
+        elif where == "length":
+            value["trajectory_index"]["0"]["max_episode_length"] = number
+
+    def change_metadata(value: Any) -> None:
+        value.update({"counter": {"trajectory_counter": number}}.get(where, {}))
+        value.update({"seed": {"seed": number}}.get(where, {}))
+
+    edit(folder / "trajectory_index.json", change_index)
+    edit(folder / "metadata.json", change_metadata)
+    with pytest.raises(FormatError, match=r"whole number|no entry|no valid JSON"):
+        read_index(folder)
+
+
+def test_mutations_of_a_pt_file_end_in_typed_errors(tmp_path: Path) -> None:
+    path = tmp_path / "trajectory_0_x.pt"
+    torch.save({"rewards": torch.zeros(2, 2, 1), "curr_obs": {}}, path)
+    sound = path.read_bytes()
+    random = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        data = bytearray(sound)
+        for _ in range(int(random.integers(1, 4))):
+            data[int(random.integers(len(data) - 600, len(data)))] = int(
+                random.integers(0, 256)
+            )
+        path.write_bytes(data[: int(random.integers(1, len(data) + 1))])
+        try:
+            read_trajectory_file(path)
+        except FormatError:
+            refused += 1
+    assert refused > 250
+
+
+def test_compressed_records_and_repeated_storages_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "trajectory_0_x.pt"
+    torch.save({"rewards": torch.zeros(2, 2, 1)}, path)
+    with zipfile.ZipFile(path) as archive:
+        records = [(info.filename, archive.read(info)) for info in archive.infolist()]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in records:
+            archive.writestr(name, data)
+    with pytest.raises(FormatError, match="compressed"):
+        read_trajectory_file(path)
+    torch.save({"rewards": torch.zeros(1).expand(2**20, 1000, 1)}, path)
+    with pytest.raises(FormatError, match="claim more than"):
+        read_trajectory_file(path)
+
+
+def test_a_dangling_link_is_named(folder: Path) -> None:
+    victim = next(folder.glob("trajectory_0_*"))
+    victim.unlink()
+    victim.symlink_to(folder / "nowhere")
+    with pytest.raises(NotFoundError, match="trajectory_0_"):
+        read_index(folder)
