@@ -206,6 +206,7 @@ def test_an_empty_buffer_says_so() -> None:
         ({"sample_window_size": -1}, "sample_window_size is -1"),
         ({"cache_size": "5"}, "cache_size is '5'"),
         ({"cache_bytes": -5}, "cache_bytes is -5"),
+        ({"num_threads": 0}, "num_threads is 0"),
         ({"auto_save": True, "auto_save_path": "ftp://x/y"}, "scheme 'ftp'"),
     ],
 )

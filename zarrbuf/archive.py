@@ -72,7 +72,7 @@ def encode_archive(
     attributes: Mapping[str, Any],
     *,
     codec: CodecName,
-    num_threads: int | None = None,
+    num_threads: int = 1,
 ) -> bytes:
     """Encode arrays as one archive; equal input gives equal bytes.
 
@@ -80,7 +80,7 @@ def encode_archive(
         arrays: field path -> array. Two parts exactly where the path starts `obs/`.
         attributes: attributes of the root group, JSON values.
         codec: how chunks are compressed.
-        num_threads: threads that compress; by default one per core, at most 4.
+        num_threads: threads that compress; more than 1 gained nothing so far.
 
     Returns:
         The bytes of the `.zarr.zip`.
@@ -110,7 +110,7 @@ def encode_archive(
 
 
 def _encode_member(
-    array: FieldArray, info: ArrayInfo, *, num_threads: int | None
+    array: FieldArray, info: ArrayInfo, *, num_threads: int
 ) -> list[bytes]:
     if not info.shape:
         return [encode_chunk(array.parts[0], "none", 0)]

@@ -1,8 +1,8 @@
 """Blosc without its wrapper: one C call per chunk, made without the interpreter lock.
 
-numcodecs brings c-blosc and exports its functions. Called through ctypes a 50 KB frame
-takes 9 us to decode, through numcodecs' Python function 14 us (median of 256 chunks,
-`python -m benchmarks.profile`). Where the function is not found, numcodecs is used.
+numcodecs brings c-blosc and exports its functions. Through numcodecs' Python function a
+50 KB frame takes 4 us more than the 16 us it takes through ctypes (`python -m
+benchmarks.profile`). Where the C function is not found, numcodecs is used.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class TrajectoryReplayBuffer:
         codec: str = "lz4",
         cache_bytes: int = 256 << 20,
         max_queue_bytes: int = 256 << 20,
-        num_threads: int | None = None,
+        num_threads: int = 1,
     ) -> None:
         """Make a buffer, or continue the one at `auto_save_path`.
 
@@ -81,7 +81,7 @@ class TrajectoryReplayBuffer:
                 archives made from `pt` and `pkl` files.
             max_queue_bytes: encoded bytes that may wait to be saved;
                 `add_trajectories` waits beyond.
-            num_threads: threads that compress; by default one per core, at most 4.
+            num_threads: threads that compress; more than 1 gained nothing so far.
 
         Raises:
             InvalidInputError: if an argument is not allowed.
@@ -90,7 +90,7 @@ class TrajectoryReplayBuffer:
         """
         self._format = check_format("trajectory_format", trajectory_format)
         self._codec = check_codec(codec)
-        self._num_threads = num_threads
+        self._num_threads = check_whole_number("num_threads", num_threads, minimum=1)
         self._seed = seed
         self._generator = torch.Generator()
         self.manual_seed(seed)

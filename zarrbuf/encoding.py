@@ -68,7 +68,7 @@ def encode_trajectory(
     *,
     uuid: str,
     codec: CodecName,
-    num_threads: int | None = None,
+    num_threads: int = 1,
 ) -> EncodedTrajectory:
     """Encode a trajectory; nothing of the caller's tensors is kept.
 
@@ -76,7 +76,7 @@ def encode_trajectory(
         trajectory: a `Trajectory` or any object with its attributes.
         uuid: 32 hex digits, the name of the archive.
         codec: how chunks are compressed.
-        num_threads: threads that compress; by default one per core, at most 4.
+        num_threads: threads that compress; more than 1 gained nothing so far.
 
     Raises:
         InvalidInputError: naming the field that cannot be stored and what is allowed.

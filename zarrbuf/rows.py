@@ -49,6 +49,7 @@ NUMBER_COLUMNS: Final = tuple(
 COLUMN_BOUNDS: Final = {
     **dict.fromkeys(("trajectory_id", "base", "size", "version", "ts"), (0, 2**63)),
     **dict.fromkeys(("T", "B"), (1, 2**31)),
+    "num_samples": (1, MAX_SAMPLES),
 }
 TEXT_COLUMNS: Final = ("model_weights_id", "shape", "tags")
 # What stands in a row of a commit; `version` and `ts` follow from the commit.

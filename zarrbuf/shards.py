@@ -10,7 +10,6 @@ decompressor sees them. Knows no file and no field name.
 from __future__ import annotations
 
 import mmap
-import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,10 +38,9 @@ _BLOSC_HEADER: Final = struct.Struct("<4B3I")
 _BLOSC_VERSION: Final = 2
 _COMPRESSORS: Final = {"lz4": 1, "zstd": 4}
 _MIN_CHUNK_BYTES: Final = _BLOSC_HEADER.size + _CRC_BYTES
-_RESIDUE: Final = 0x48674BC7
+CRC_RESIDUE: Final = 0x48674BC7
 """The crc32c of any bytes followed by their own crc32c, little-endian."""
 _MIN_PARALLEL_BYTES: Final = 1 << 20
-_MAX_ENCODE_THREADS: Final = 4
 
 
 crc32c: Final[Callable[[bytes], int]] = google_crc32c.value
@@ -138,7 +136,7 @@ def decode_chunks_at(
         num_read += len(chunk)
         if (
             native is not None
-            and checksum(chunk) == _RESIDUE
+            and checksum(chunk) == CRC_RESIDUE
             and len(chunk) >= _MIN_CHUNK_BYTES
         ):
             version, _, flags, _, nbytes, _, cbytes = unpack(chunk)
@@ -176,7 +174,7 @@ def _check_blosc_header(
 
 
 def encode_shard(
-    parts: Sequence[AnyArray], info: ArrayInfo, *, num_threads: int | None = None
+    parts: Sequence[AnyArray], info: ArrayInfo, *, num_threads: int = 1
 ) -> list[bytes]:
     """Encode an array as one shard.
 
@@ -188,7 +186,7 @@ def encode_shard(
         parts: C-contiguous arrays of the stored dtype; two (current, next) for a
             staged field, else one.
         info: shape, grid and codec; the array has at least one element.
-        num_threads: threads that compress; by default one per core, at most 4.
+        num_threads: threads that compress; more than 1 gained nothing so far.
 
     Returns:
         The shard in pieces: unique chunks, then the index with its crc32c.
@@ -262,18 +260,16 @@ def _small_blocks(parts: Sequence[AnyArray], info: ArrayInfo) -> list[AnyArray]:
 
 
 def _encode_all(
-    blocks: list[AnyArray], info: ArrayInfo, *, num_threads: int | None
+    blocks: list[AnyArray], info: ArrayInfo, *, num_threads: int
 ) -> list[bytes]:
-    threads = num_threads or min(os.cpu_count() or 1, _MAX_ENCODE_THREADS)
-
     def encode(some: list[AnyArray]) -> list[bytes]:
         return [encode_chunk(block, info.codec, info.level) for block in some]
 
-    if threads == 1 or len(blocks) * info.chunk_bytes < _MIN_PARALLEL_BYTES:
+    if num_threads == 1 or len(blocks) * info.chunk_bytes < _MIN_PARALLEL_BYTES:
         return encode(blocks)
-    size = -(-len(blocks) // threads)
+    size = -(-len(blocks) // num_threads)
     slices = [blocks[i : i + size] for i in range(0, len(blocks), size)]
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(num_threads) as pool:
         return [chunk for part in pool.map(encode, slices) for chunk in part]
 
 
