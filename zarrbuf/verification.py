@@ -148,8 +148,8 @@ def _verify_rows(
         row = store.rows.row(number)
         try:
             archive = store.open_archive(row)
+            result.num_chunks += archive.check()  # first, since it names the field
             _check_crc(row, archive)
-            result.num_chunks += archive.check()
             result.num_bytes += row.size
         except ZarrbufError as exc:
             message = str(exc)
