@@ -182,7 +182,7 @@ def test_ready_counts_trajectories_ever_added() -> None:
     assert len(buffer) == 2
 
 
-@pytest.mark.parametrize("count", [0, -1, 1.5, True, None, "3"])
+@pytest.mark.parametrize("count", [0, -1, 1.5, True, None, "3", 2**24 + 1, 10**18])
 def test_a_batch_of_a_size_that_is_none_is_refused(count: Any) -> None:
     buffer = TrajectoryReplayBuffer()
     buffer.add_trajectories(some(1))

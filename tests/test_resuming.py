@@ -308,7 +308,14 @@ def test_odd_arguments_are_refused_by_name(tmp_path: Path, call: Any) -> None:
 
 
 def test_a_name_that_is_too_long_is_a_storage_error() -> None:
-    for call in (list_buffer, verify, TrajectoryReplayBuffer().load_checkpoint):
+    calls: list[Any] = [
+        list_buffer,
+        verify,
+        TrajectoryReplayBuffer().load_checkpoint,
+        saving,
+        lambda path: saving(path, "pt"),
+    ]
+    for call in calls:
         with pytest.raises(StorageError, match="File name too long"):
             call("a" * 300)
 
@@ -320,3 +327,31 @@ def test_a_local_url_may_hold_what_other_urls_split(tmp_path: Path) -> None:
     again = TrajectoryReplayBuffer()
     again.load_checkpoint(f"file://{str(path).replace('%', '%25')}")
     assert_same_batch(again.sample(3), draw([tiny(1)], 3, generator(4)))
+
+
+def test_a_forked_child_draws_what_its_parent_is_saving(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_go = threading.Event()
+    put = LocalStorage.put
+
+    def wait(self: LocalStorage, name: str, data: bytes) -> None:
+        assert may_go.wait(30)
+        put(self, name, data)
+
+    monkeypatch.setattr(LocalStorage, "put", wait)
+    buffer = saving(tmp_path)
+    buffer.add_trajectories([tiny(5)])
+    child = os.fork()
+    if not child:
+        signal.alarm(30)
+        code = 1
+        try:
+            code = int(not (buffer.sample(4)["rewards"] == 5).all())
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    may_go.set()
+    buffer.refresh()
+    assert values(buffer) == {0: 5}
+    buffer.close()

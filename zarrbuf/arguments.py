@@ -8,16 +8,18 @@ from typing import SupportsIndex
 from zarrbuf.errors import InvalidInputError
 
 
-def check_whole_number(name: str, value: SupportsIndex, *, minimum: int = 0) -> int:
-    """Return `value` as an int, if it is a whole number from `minimum` to 2**40.
+def check_whole_number(
+    name: str, value: SupportsIndex, *, minimum: int = 0, maximum: int = 2**40
+) -> int:
+    """Return `value` as an int, if it is a whole number from `minimum` to `maximum`.
 
     Raises:
         InvalidInputError: otherwise.
     """
     number = _as_int(value)
-    if number is None or not minimum <= number <= 2**40:
+    if number is None or not minimum <= number <= maximum:
         raise InvalidInputError(
-            f"{name} is {value!r}; a whole number from {minimum} to 2**40 is needed"
+            f"{name} is {value!r}; a whole number from {minimum} to {maximum} is needed"
         )
     return number
 

@@ -39,6 +39,8 @@ from zarrbuf.saving import save_view
 from zarrbuf.stores import MemoryStore, TrajectoryStore
 from zarrbuf.trajectory import Trajectory, decode_trajectory, nest
 
+MAX_BATCH: Final = 2**24
+"""Samples of one batch; the images of so many are more than memories hold."""
 _LOG: Final = logging.getLogger("zarrbuf")
 
 
@@ -227,11 +229,13 @@ class TrajectoryReplayBuffer:
             that every trajectory of the window has.
 
         Raises:
-            InvalidInputError: if `num_chunks` is not a positive whole number.
+            InvalidInputError: if `num_chunks` is not a whole number from 1 to 2**24.
             EmptyBufferError: if there is nothing to draw from.
             FormatError: if a chunk that is drawn is damaged.
         """
-        count = check_whole_number("num_chunks", num_chunks, minimum=1)
+        count = check_whole_number(
+            "num_chunks", num_chunks, minimum=1, maximum=MAX_BATCH
+        )
         view = self._contents.view()
         total = view.window.total_samples
         if not total:

@@ -86,13 +86,11 @@ class Contents:
     def reset_after_fork(self) -> None:
         """Make a forked child work: locks and threads of the parent are not its own.
 
-        What is queued is saved by the parent; here it is forgotten.
+        What is queued is saved by the parent; here it can only be drawn.
         """
         self._make_locks()
         self._reader.reset_after_fork()
         self.writer.reset()
-        self._queued = ()
-        self._view = None
 
     def add(self, encoded: Sequence[EncodedTrajectory]) -> None:
         """Add trajectories, all or none; they are in the next view.
@@ -199,6 +197,10 @@ class Contents:
         with self._store_lock:
             self._store.refresh()
         with self._lock:
+            listed = set(self._store.rows.fixed["uuid"].tolist())
+            self._queued = tuple(
+                q for q in self._queued if bytes.fromhex(q.row.uuid) not in listed
+            )
             self._known = None
             self._take_in_store(num_own=0)
 

@@ -103,7 +103,7 @@ def open_or_create_folder(
         InvalidInputError: if a zarrbuf buffer, or the other file format, is there.
     """
     folder = local_folder(path)
-    if (folder / ROOT_NAME).exists():
+    if os.path.exists(folder / ROOT_NAME):
         raise InvalidInputError(
             f"{folder} holds a zarrbuf buffer, not {file_format} files; choose "
             "another folder"

@@ -66,7 +66,7 @@ def read_index(path: str | os.PathLike[str]) -> RlinfIndex:
     """
     folder = Path(path)
     metadata = _read_json(folder / METADATA_NAME)
-    name = INDEX_NAME if (folder / INDEX_NAME).exists() else OLD_INDEX_NAME
+    name = INDEX_NAME if os.path.exists(folder / INDEX_NAME) else OLD_INDEX_NAME
     index = _read_json(folder / name)
     file_format = metadata.get("trajectory_format", "pt")
     if file_format not in FILE_FORMATS:
