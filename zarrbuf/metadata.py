@@ -124,9 +124,7 @@ class ArrayInfo:
             "fill_value": _fill_value(self.stored),
             "codecs": self._codecs(),
             "attributes": {},
-            "dimension_names": _dimension_names(
-                len(self.shape), staged=self.staged, time_name=self.time_name
-            ),
+            "dimension_names": _dimension_names(self),
         }
         if STORED_DTYPE[self.dtype] != self.dtype:
             document["attributes"] = {"torch_dtype": self.dtype}
@@ -174,11 +172,17 @@ def time_dimension(rows: Rows, num_rows: int, num_steps: int) -> str:
     return f"time_and_{rows}s"
 
 
-def _dimension_names(ndim: int, *, staged: bool, time_name: str) -> list[str | None]:
-    lead = ["stage", time_name, "env"] if staged else [time_name, "env"]
-    if ndim < len(lead):
-        return [None] * ndim
-    return [*lead, *[None] * (ndim - len(lead))]
+def _dimension_names(info: ArrayInfo) -> list[str]:
+    """Name every axis; those of one field only after it, so that sizes may differ.
+
+    A name left out would be one name for all (None) to tools such as xarray, which
+    then refuse a group where such axes have different sizes.
+    """
+    ndim = len(info.shape)
+    lead = ["stage"] * info.staged + [info.time_name, "env"]
+    named = lead if ndim >= len(lead) else []
+    leaf = info.field.rpartition("/")[2]
+    return [*named, *(f"{leaf}_{axis}" for axis in range(ndim - len(named)))]
 
 
 def _bytes_codec(dtype: np.dtype[Any]) -> dict[str, Any]:
