@@ -126,3 +126,20 @@ def test_a_damaged_chunk_is_found_when_it_is_drawn_and_not_before() -> None:
     plan = plan_batch(np.array([2]), window)
     with pytest.raises(FormatError, match=r"trajectory_5_w: field 'obs/main_images'"):
         reader.read_batch(plan, fields, lambda _: archive)
+
+
+def test_samples_of_another_size_never_reach_the_memory_of_a_batch() -> None:
+    small, large = (
+        TrajectoryArchive(
+            encode_trajectory(
+                make_trajectory(2, 1, image_size=size), uuid="0" * 32, codec="lz4"
+            ).data,
+            name=f"trajectory_{size}_w",
+        )
+        for size in (40, 50)
+    )
+    fields = [f for f in sorted_fields(small.header.schema) if f.spec.is_big]
+    reader = BatchReader(cache_bytes=0, archive_bytes=0)
+    plan = plan_batch(np.array([0, 1]), Window.of(np.array([2]), np.array([1])))
+    with pytest.raises(FormatError, match=r"trajectory_50_w: .*7500 bytes a sample"):
+        reader.read_batch(plan, fields, lambda _: large)

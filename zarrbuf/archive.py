@@ -36,6 +36,7 @@ from zarrbuf.shards import (
     decode_chunks_at,
     encode_chunk,
     encode_shard,
+    is_row_grid,
     parse_index,
 )
 from zarrbuf.zipindex import Member, encode_zip, parse_zip, read_member
@@ -100,9 +101,7 @@ def encode_archive(
             metadata[f"{group}/{METADATA_NAME}"] = encode_group_metadata({})
         if not info.is_empty:
             shard = _encode_member(array, info, num_threads=num_threads)
-            lead = 3 if info.staged else 2
-            is_big = len(info.shape) >= lead and info.grid.inner[:lead] == (1,) * lead
-            (big if is_big else small).append((info.shard_name, shard))
+            (big if is_row_grid(info) else small).append((info.shard_name, shard))
     root = (METADATA_NAME, [encode_group_metadata(attributes)])
     return encode_zip(
         [*big, *small, *((name, [metadata[name]]) for name in sorted(metadata)), root]

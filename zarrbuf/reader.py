@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 
 from zarrbuf.blosc import address_of
+from zarrbuf.errors import FormatError
 from zarrbuf.format import AnyArray, BatchField, batch_fields, step_rows
 from zarrbuf.rows import Row, Rows
 from zarrbuf.sampling import Group, IntArray, ReadPlan
@@ -214,7 +215,9 @@ class BatchReader:
             )
             for field in fields
         }
-        big = tuple(field.name for field in fields if field.spec.is_big)
+        big = {
+            field.name: field.spec.row_bytes for field in fields if field.spec.is_big
+        }
         places = {name: _row_addresses(batch[name], plan) for name in big}
         start = 0
         packed = np.empty(plan.num_samples, _packed_dtype(small))
@@ -224,7 +227,7 @@ class BatchReader:
                 self._gather_small(archive, small, group, packed)
             stop = start + len(group.out)
             here = {name: places[name][start:stop] for name in big}
-            self._decode_big(archive, here, group)
+            self._decode_big(archive, here, big, group)
             start = stop
         for field in small:
             batch[field.name][...] = packed[field.name]
@@ -239,6 +242,7 @@ class BatchReader:
         self,
         archive: TrajectoryArchive,
         places: Mapping[str, Sequence[int]],
+        row_bytes: Mapping[str, int],
         group: Group,
     ) -> None:
         """Decode the big fields of one trajectory, array by array.
@@ -246,18 +250,29 @@ class BatchReader:
         Args:
             archive: the trajectory.
             places: batch field name -> address of the row of each sample.
+            row_bytes: batch field name -> bytes at each of these addresses.
             group: the samples.
+
+        Raises:
+            FormatError: if a chunk is damaged or of another size than a row; addresses
+                carry no bounds, so this is checked whatever the lists said.
         """
         for array, fields in archive.arrays_of(tuple(places)):
             known = archive.chunk_ranges(array)
+            num_bytes = archive.arrays[array].chunk_bytes
             ranges: list[list[int]] = []
             addresses: list[int] = []
             for field in fields:
+                if row_bytes[field.name] != num_bytes:
+                    raise FormatError(
+                        f"{archive.name}: field {field.name!r} has {num_bytes} bytes a "
+                        f"sample; {row_bytes[field.name]} are expected"
+                    )
                 ranges += known[_chunk_numbers(archive, field, group.flat)].tolist()
                 addresses += places[field.name]
             self.stats.bytes_read += archive.decode_at(array, ranges, addresses)
             self.stats.chunks_read += len(ranges)
-            self.stats.bytes_decoded += len(ranges) * archive.arrays[array].chunk_bytes
+            self.stats.bytes_decoded += len(ranges) * num_bytes
 
     def _gather_small(
         self,

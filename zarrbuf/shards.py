@@ -192,7 +192,7 @@ def encode_shard(
         The shard in pieces: unique chunks, then the index with its crc32c.
     """
     grid = info.grid
-    if _is_row_grid(info):
+    if is_row_grid(info):
         blocks, order, same = _big_blocks(parts, info)
     else:
         blocks, order = _small_blocks(parts, info), np.arange(grid.num_chunks)
@@ -207,7 +207,8 @@ def encode_shard(
     return [*pieces, _with_crc(index.tobytes())]
 
 
-def _is_row_grid(info: ArrayInfo) -> bool:
+def is_row_grid(info: ArrayInfo) -> bool:
+    """Whether each [t, b] row of an array is a chunk of its own."""
     lead = 3 if info.staged else 2
     return len(info.shape) >= lead and info.grid.inner[:lead] == (1,) * lead
 
