@@ -10,7 +10,7 @@ import abc
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,6 +46,11 @@ class Contender(abc.ABC):
     def add(self, trajectory: Trajectory) -> None:
         """Store a trajectory, the next one of the data."""
         raise NotImplementedError
+
+    def add_many(self, trajectories: Sequence[Trajectory]) -> None:
+        """Store some trajectories, faster where there is a way to."""
+        for trajectory in trajectories:
+            self.add(trajectory)
 
     def settle(self) -> None:  # noqa: B027
         """Do what `add` left for later; not timed as a part of it."""
@@ -112,6 +117,10 @@ class Zarrbuf(Contender):
         self.add_seconds.append(time.perf_counter() - started)
         self._writer.flush()
 
+    def add_many(self, trajectories: Sequence[Trajectory]) -> None:  # noqa: D102
+        self._writer.add_trajectories(trajectories)
+        self._writer.flush()
+
     def open(self) -> None:  # noqa: D102
         self._writer.close()
         self._reader.load_checkpoint(self.folder)
@@ -134,6 +143,54 @@ class ZarrbufZstd(Zarrbuf):
     codec = "zstd"
 
 
+class ZarrbufReader(Contender):
+    """Another buffer on the files of zarrbuf, sampled in another way."""
+
+    writes = False
+
+    def __init__(
+        self,
+        zarrbuf: Zarrbuf,
+        name: str,
+        *,
+        reuse: bool = False,
+        hold: bool = False,
+        **arguments: Any,
+    ) -> None:
+        """Prepare to read.
+
+        Args:
+            zarrbuf: whose files are read.
+            name: how tables call it.
+            reuse: give the same batch back for every draw, with `out=`.
+            hold: keep every batch, so that no memory can be used again.
+            arguments: of the buffer.
+        """
+        super().__init__(zarrbuf.folder, zarrbuf.data)
+        self.name = name
+        self._reuse, self._hold = reuse, hold
+        self.buffer = TrajectoryReplayBuffer(sample_window_size=0, **arguments)
+        self._batches: list[Any] = []
+
+    def open(self) -> None:  # noqa: D102
+        self.buffer.load_checkpoint(self.folder)
+
+    def seed(self, seed: int) -> None:  # noqa: D102
+        self.buffer.manual_seed(seed)
+
+    def sample(self, count: int) -> Any:  # noqa: D102
+        if self._reuse and self._batches:
+            return self.buffer.sample(count, out=self._batches[0])
+        batch = self.buffer.sample(count)
+        if self._reuse or self._hold:
+            self._batches.append(batch)
+        return batch
+
+    def close(self) -> None:  # noqa: D102
+        self._batches = []
+        self.buffer.close()
+
+
 class TorchrlMemmap(Contender):
     """TorchRL: every transition a row of memory-mapped tensors.
 
@@ -145,8 +202,8 @@ class TorchrlMemmap(Contender):
 
     def __init__(self, folder: Path, data: DataSet) -> None:  # noqa: D107
         super().__init__(folder, data)
-        self._storage = LazyMemmapStorage(data.num_samples, scratch_dir=folder)
-        self._buffer = ReplayBuffer(storage=self._storage, batch_size=256)
+        self.storage = LazyMemmapStorage(data.num_samples, scratch_dir=folder)
+        self._buffer = ReplayBuffer(storage=self.storage, batch_size=256)
 
     def add(self, trajectory: Trajectory) -> None:  # noqa: D102
         flat = flatten(trajectory)
@@ -157,7 +214,7 @@ class TorchrlMemmap(Contender):
         self._buffer.extend(rows)
 
     def sample(self, count: int) -> Any:  # noqa: D102
-        return self._storage.get(self.draw(count))
+        return self.storage.get(self.draw(count))
 
 
 class WholeFiles(Contender):
@@ -213,62 +270,6 @@ class WholeFiles(Contender):
 
     def close(self) -> None:  # noqa: D102
         self._kept.clear()
-
-
-class Memory(Contender):
-    """Everything in memory as flat tensors, gathered into fresh memory."""
-
-    name = "all in memory, `index_select`"
-
-    def __init__(self, folder: Path, data: DataSet) -> None:  # noqa: D107
-        super().__init__(folder, data)
-        self.tensors: Flat = {}
-        self._num_rows = 0
-
-    def add(self, trajectory: Trajectory) -> None:  # noqa: D102
-        stop = self._num_rows + self.data.samples_each
-        for name, value in flatten(trajectory).items():
-            if name not in self.tensors:
-                shape = (self.data.num_samples, *value.shape[1:])
-                self.tensors[name] = value.new_empty(shape)
-            self.tensors[name][self._num_rows : stop] = value
-        self._num_rows = stop
-
-    def sample(self, count: int) -> Any:  # noqa: D102
-        draws = self.draw(count)
-        return {n: v.index_select(0, draws) for n, v in self.tensors.items()}
-
-    def disk_bytes(self) -> int:  # noqa: D102
-        return 0
-
-    def close(self) -> None:  # noqa: D102
-        self.tensors = {}
-
-
-class MemoryReused(Contender):
-    """The same, into memory used before: the limit of copying."""
-
-    name = "the same with `out=` (copy limit)"
-    writes = False
-
-    def __init__(self, memory: Memory) -> None:  # noqa: D107
-        super().__init__(memory.folder, memory.data)
-        self._memory = memory
-        self._batch: Flat = {}
-
-    def sample(self, count: int) -> Any:  # noqa: D102
-        draws = self.draw(count)
-        for name, value in self._memory.tensors.items():
-            if name not in self._batch:
-                self._batch[name] = value.new_empty((count, *value.shape[1:]))
-            torch.index_select(value, 0, draws, out=self._batch[name])
-        return self._batch
-
-    def disk_bytes(self) -> int:  # noqa: D102
-        return 0
-
-    def close(self) -> None:  # noqa: D102
-        self._batch = {}
 
 
 def groups(

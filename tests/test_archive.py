@@ -30,9 +30,11 @@ from zarrbuf.format import AnyArray
 from zarrbuf.metadata import CODECS, CodecName
 from zarrbuf.trajectory import Trajectory
 from zarrbuf.trajectory_archive import TrajectoryArchive
+from zarrbuf.workers import Workers
 from zarrbuf.zipindex import parse_zip
 
 NAME = "folder/some.zarr.zip"
+WORKERS = (Workers(1), Workers(2), Workers(3))
 
 
 def read_all(data: bytes) -> dict[str, AnyArray]:
@@ -127,9 +129,9 @@ def test_equal_trajectories_give_equal_bytes(
         return value.clone() if isinstance(value, torch.Tensor) else value
 
     copy = Trajectory(**{name: turned(v) for name, v in vars(trajectory).items()})
-    one = encode_trajectory(trajectory, uuid=UUID, codec=codec, num_threads=1)
-    for num_threads in (2, 3):
-        again = encode_trajectory(copy, uuid=UUID, codec=codec, num_threads=num_threads)
+    one = encode_trajectory(trajectory, uuid=UUID, codec=codec)
+    for workers in WORKERS:
+        again = encode_trajectory(copy, uuid=UUID, codec=codec, workers=workers)
         assert again.data == one.data
         assert again.crc == one.crc
 
@@ -137,8 +139,8 @@ def test_equal_trajectories_give_equal_bytes(
 def test_threads_change_no_byte_of_a_large_trajectory() -> None:
     trajectory = make_trajectory(40, 4, image_size=64)
     one, two, three = (
-        encode_trajectory(trajectory, uuid=UUID, codec="lz4", num_threads=n).data
-        for n in (1, 2, 3)
+        encode_trajectory(trajectory, uuid=UUID, codec="lz4", workers=workers).data
+        for workers in WORKERS
     )
     assert one == two == three
 

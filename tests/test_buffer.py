@@ -29,7 +29,7 @@ from zarrbuf.errors import (
     NotFoundError,
     TrajectoryNotFoundError,
 )
-from zarrbuf.stores import MemoryStore
+from zarrbuf.memory_store import MemoryStore
 
 FORMATS = ("zarr", "pt", "pkl")
 
@@ -428,7 +428,7 @@ def test_archives_kept_in_memory_anyway_are_opened_once(
         return open_archive(self, row)
 
     monkeypatch.setattr(MemoryStore, "open_archive", count)
-    buffer = TrajectoryReplayBuffer(seed=1, cache_bytes=8192)
+    buffer = TrajectoryReplayBuffer(seed=1, cache_bytes=100_000)
     buffer.add_trajectories([make_trajectory(8, 2, seed=n) for n in range(4)])
     for _ in range(5):
         buffer.sample(64)

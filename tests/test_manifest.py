@@ -27,6 +27,7 @@ from zarrbuf.log_format import (
     unseal,
 )
 from zarrbuf.manifest import (
+    Change,
     Snapshot,
     apply_commits,
     parse_schemas,
@@ -568,3 +569,42 @@ def test_ranges_that_cross_are_refused(removed: list[list[int]]) -> None:
     SegmentRef.parse({**value, "removed": [[0, 1], [2, 3]]}, where="x")
     with pytest.raises(FormatError, match="is malformed"):
         SegmentRef.parse({**value, "removed": removed}, where="x")
+
+
+# ---------------------------------------------------------------------- shared memory
+
+
+def test_a_change_that_never_lands_changes_nothing() -> None:
+    """A commit is checked before it is made, and another may be first."""
+    before = apply(EMPTY, [meta(), *(make_row(n).to_action() for n in range(100))])
+    lost = make_commit([make_row(100).to_action(), remove(3)], version=2)
+    made = make_commit([make_row(100).to_action(), remove(5)], version=2)
+    mine = Change(before, [lost], read_segment=no_segment)
+    after = apply_commits(before, [made], read_segment=no_segment)
+    assert np.shares_memory(before.table.rows.fixed, after.table.rows.fixed)
+    others = mine.apply()  # had it landed after all, on another branch
+    assert ids_of(before) == list(range(100))
+    assert ids_of(after) == [n for n in range(101) if n != 5]
+    assert ids_of(others) == [n for n in range(101) if n != 3]
+    last = after.rows.row(99), others.rows.row(99)
+    assert last[0].uuid == made.actions[0]["uuid"]
+    assert last[1].uuid == lost.actions[0]["uuid"]
+
+
+@settings(deadline=None)
+@given(histories(), st.data())
+def test_snapshots_that_branch_stay_what_they_were(
+    history: tuple[list[list[Action]], list[Model]], data: st.DataObject
+) -> None:
+    lists, models = history
+    chain = [EMPTY]
+    for actions in lists:
+        chain.append(apply(chain[-1], actions))
+    # The same commits again from some snapshot on, over memory that others use.
+    cut = data.draw(st.integers(0, len(lists)))
+    again = chain[cut]
+    for actions, model in zip(lists[cut:], models[cut:], strict=True):
+        again = apply(again, actions)
+        assert_is(again, model)
+    for snapshot, model in zip(chain[1:], models, strict=True):
+        assert_is(snapshot, model)

@@ -1,61 +1,75 @@
-"""Bounds of what the reader keeps, and whole decoding against single chunks."""
+"""Batches from archives: single chunks against whole decoding, and what is refused."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
+from batches import leaves
 from helpers import make_trajectory, stored
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zarrbuf.batches import as_batch, new_arrays
 from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import FormatError
-from zarrbuf.reader import BatchReader, LruCache, decode_small_fields, sorted_fields
-from zarrbuf.sampling import Window, plan_batch
+from zarrbuf.format import AnyArray, BatchField
+from zarrbuf.memory import BatchMemory
+from zarrbuf.reader import BatchReader
+from zarrbuf.sampling import IntArray, Window, plan_batch
+from zarrbuf.small_fields import decode_small_fields, sorted_fields
 from zarrbuf.trajectory import Trajectory, flatten_trajectory
 from zarrbuf.trajectory_archive import TrajectoryArchive
+from zarrbuf.workers import Workers
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), max_size=40),
-    st.integers(0, 8),
-    st.integers(1, 4),
-)
-def test_the_cache_keeps_what_was_used_last_within_its_bounds(
-    puts: list[tuple[int, int]], max_cost: int, max_items: int
-) -> None:
-    cache: LruCache[int] = LruCache(max_cost=max_cost, max_items=max_items)
-    model: dict[str, int] = {}
-    for number, (key, cost) in enumerate(puts):
-        name = str(key)
-        model.pop(name, None)
-        if cost <= max_cost:
-            model[name] = cost
-        while sum(model.values()) > max_cost or len(model) > max_items:
-            del model[next(iter(model))]
-        cache.put(name, number, cost=cost)
-        used = str((key + 1) % 6)
-        assert (cache.get(used) is not None) == (used in model)
-        if used in model:
-            model[used] = model.pop(used)
-        assert cache.cost == sum(model.values()) <= max_cost
-        assert len(cache) == len(model) <= max_items
-    for key in range(6):
-        assert (cache.get(str(key)) is None) == (str(key) not in model)
+class Opened:
+    """Trajectories that are open already."""
+
+    def __init__(self, *archives: TrajectoryArchive) -> None:
+        self._archives = archives
+        self.asked_for: list[int] = []
+
+    def uuids(self, positions: Sequence[int]) -> list[str]:
+        return [self._archives[position].header.uuid for position in positions]
+
+    def archive(self, position: int) -> TrajectoryArchive:
+        self.asked_for.append(position)
+        return self._archives[position]
 
 
-def test_discarding_and_clearing_give_the_room_back() -> None:
-    cache: LruCache[str] = LruCache(max_cost=10, max_items=5)
-    cache.put("a", "x", cost=4)
-    cache.put("b", "y", cost=5)
-    cache.discard("a")
-    cache.discard("never there")
-    assert (cache.cost, cache.get("a"), cache.get("b")) == (5, None, "y")
-    cache.clear()
-    assert (cache.cost, len(cache)) == (0, 0)
+def encoded(trajectory: Trajectory, uuid: str = "0" * 32) -> TrajectoryArchive:
+    """Return the archive of a trajectory, opened."""
+    data = encode_trajectory(trajectory, uuid=uuid, codec="lz4").data
+    return TrajectoryArchive(data, name="x")
 
 
+def new_reader(cache_bytes: int = 0, num_threads: int = 1) -> BatchReader:
+    workers = Workers(num_threads)
+    return BatchReader(cache_bytes=cache_bytes, archive_bytes=0, workers=workers)
+
+
+def read(
+    reader: BatchReader,
+    draws: IntArray,
+    window: Window,
+    fields: Sequence[BatchField],
+    archive: TrajectoryArchive,
+) -> dict[str, AnyArray]:
+    """Return the arrays of a batch of samples of one trajectory."""
+    memory = BatchMemory(max_batches=0, pin_memory=False)
+    arrays = new_arrays(fields, len(draws), memory)
+    for array in arrays.values():
+        array.reshape(-1).view(np.uint8)[:] = 0xA5
+    plan = plan_batch(draws, window)
+    stats = reader.read_batch(plan, arrays, fields, Opened(archive))
+    assert (stats.batches, stats.samples) == (1, len(draws))
+    return arrays
+
+
+@settings(deadline=None)
 @given(
     st.integers(1, 3),
     st.sampled_from((1, 2, 4)),
@@ -73,13 +87,19 @@ def test_single_chunks_are_what_the_whole_array_holds(
     flat = flatten_trajectory(archive)
     window = Window.of(np.array([4]), np.array([num_envs]))
     draws = np.array(picks, np.int64) % window.total_samples
-    reader = BatchReader(cache_bytes=1 << 20, archive_bytes=0)
+    reader = new_reader(1 << 20, num_threads=2)
     fields = sorted_fields(archive.header.schema)
-    batch = reader.read_batch(plan_batch(draws, window), fields, lambda _: archive)
+    batch = read(reader, draws, window, fields, archive)
     assert set(batch) == set(flat)
     for field in fields:
         expected = flat[field.name][draws]
-        assert stored(batch[field.name]).tobytes() == expected.tobytes()
+        assert batch[field.name].dtype == expected.dtype
+        assert batch[field.name].shape == expected.shape
+        assert batch[field.name].tobytes() == expected.tobytes()
+    tensors = leaves(as_batch(fields, batch))
+    assert {"/".join(path) for path in tensors} == set(flat)
+    for path, tensor in tensors.items():
+        assert stored(tensor).tobytes() == flat["/".join(path)][draws].tobytes()
     table = decode_small_fields(archive)
     small = {field.name for field in fields if not field.spec.is_big}
     assert set(table.dtype.names or ()) == small
@@ -89,11 +109,10 @@ def test_fields_without_elements_are_drawn_too() -> None:
     trajectory = Trajectory(actions=torch.zeros(2, 1, 0))
     encoded = encode_trajectory(trajectory, uuid="0" * 32, codec="lz4")
     archive = TrajectoryArchive(encoded.data, name="x")
-    reader = BatchReader(cache_bytes=1 << 20, archive_bytes=0)
-    plan = plan_batch(np.array([1, 0, 1]), Window.of(np.array([2]), np.array([1])))
+    window = Window.of(np.array([2]), np.array([1]))
     fields = sorted_fields(archive.header.schema)
-    batch = reader.read_batch(plan, fields, lambda _: archive)
-    assert batch["actions"].shape == (3, 0)
+    batch = read(new_reader(1 << 20), np.array([1, 0, 1]), window, fields, archive)
+    assert as_batch(fields, batch)["actions"].shape == (3, 0)
 
 
 def test_big_fields_with_extra_rows_are_trimmed_too() -> None:
@@ -105,8 +124,7 @@ def test_big_fields_with_extra_rows_are_trimmed_too() -> None:
     assert [field.name for field in fields] == ["prev_values"]
     draws = np.arange(8)
     window = Window.of(np.array([4]), np.array([2]))
-    reader = BatchReader(cache_bytes=0, archive_bytes=0)
-    batch = reader.read_batch(plan_batch(draws, window), fields, lambda _: archive)
+    batch = as_batch(fields, read(new_reader(), draws, window, fields, archive))
     kept = trajectory.prev_values[[0, 1, 3, 4]].reshape(8, 2000)
     assert torch.equal(batch["prev_values"], kept)
 
@@ -120,12 +138,10 @@ def test_a_damaged_chunk_is_found_when_it_is_drawn_and_not_before() -> None:
     archive = TrajectoryArchive(bytes(data), name="trajectory_5_w")
     window = Window.of(np.array([4]), np.array([1]))
     fields = sorted_fields(archive.header.schema)
-    reader = BatchReader(cache_bytes=0, archive_bytes=0)
-    plan = plan_batch(np.array([0, 3]), window)
-    reader.read_batch(plan, fields, lambda _: archive)
-    plan = plan_batch(np.array([2]), window)
+    reader = new_reader()
+    read(reader, np.array([0, 3]), window, fields, archive)
     with pytest.raises(FormatError, match=r"trajectory_5_w: field 'obs/main_images'"):
-        reader.read_batch(plan, fields, lambda _: archive)
+        read(reader, np.array([2]), window, fields, archive)
 
 
 def test_samples_of_another_size_never_reach_the_memory_of_a_batch() -> None:
@@ -139,7 +155,50 @@ def test_samples_of_another_size_never_reach_the_memory_of_a_batch() -> None:
         for size in (40, 50)
     )
     fields = [f for f in sorted_fields(small.header.schema) if f.spec.is_big]
-    reader = BatchReader(cache_bytes=0, archive_bytes=0)
-    plan = plan_batch(np.array([0, 1]), Window.of(np.array([2]), np.array([1])))
+    window = Window.of(np.array([2]), np.array([1]))
+    arrays = {
+        field.name: np.full((2, *field.spec.shape), 0xA5, field.spec.stored)
+        for field in fields
+    }
+    plan = plan_batch(np.array([0, 1]), window)
     with pytest.raises(FormatError, match=r"trajectory_50_w: .*7500 bytes a sample"):
-        reader.read_batch(plan, fields, lambda _: large)
+        new_reader().read_batch(plan, arrays, fields, Opened(large))
+    assert all((array == 0xA5).all() for array in arrays.values())
+
+
+@pytest.mark.parametrize("num_open", [1, 2, 3, 100])
+@pytest.mark.parametrize("image_size", [2, 40])
+def test_a_batch_may_come_from_more_trajectories_than_are_open_at_once(
+    num_open: int, image_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zarrbuf.reader.MAX_GROUPS", num_open)
+    archives = [
+        encoded(make_trajectory(4, 2, seed=n, image_size=image_size), f"{n:032x}")
+        for n in range(5)
+    ]
+    flat = [flatten_trajectory(archive) for archive in archives]
+    window = Window.of(np.full(5, 4), np.full(5, 2))
+    draws = np.random.default_rng(0).integers(0, 40, 60)
+    fields = sorted_fields(archives[0].header.schema)
+    arrays = new_arrays(fields, 60, BatchMemory(max_batches=0, pin_memory=False))
+    opened = Opened(*archives)
+    stats = new_reader().read_batch(plan_batch(draws, window), arrays, fields, opened)
+    for field in fields:
+        expected = np.concatenate([one[field.name] for one in flat])[draws]
+        assert arrays[field.name].tobytes() == expected.tobytes(), field.name
+    assert sorted(set(opened.asked_for)) == [0, 1, 2, 3, 4]
+    assert stats.small_fields_decoded == 5
+    num_big = sum(field.spec.is_big for field in fields)
+    assert stats.chunks_read == 60 * num_big
+
+
+def test_small_fields_that_are_kept_need_no_archive() -> None:
+    archive = encoded(make_trajectory(4, 2, image_size=2))
+    fields = sorted_fields(archive.header.schema)
+    assert not any(field.spec.is_big for field in fields)
+    plan = plan_batch(np.arange(8), Window.of(np.array([4]), np.array([2])))
+    memory = BatchMemory(max_batches=0, pin_memory=False)
+    reader, opened = new_reader(1 << 20), Opened(archive)
+    for _ in range(3):
+        reader.read_batch(plan, new_arrays(fields, 8, memory), fields, opened)
+    assert opened.asked_for == [0]

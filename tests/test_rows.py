@@ -18,8 +18,9 @@ from zarrbuf.archive import Archive, FieldArray, encode_archive
 from zarrbuf.errors import FormatError, UnsupportedVersionError
 from zarrbuf.format import trajectory_path
 from zarrbuf.metadata import encode_json, parse_json
-from zarrbuf.rows import MAX_SEGMENT_ROWS, Row, Rows, TextColumn, parse_add
+from zarrbuf.rows import MAX_SEGMENT_ROWS, Row, Rows, parse_add
 from zarrbuf.segments import encode_segment, parse_segment
+from zarrbuf.texts import TextColumn
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 WEIGHTS_IDS = st.text(

@@ -27,6 +27,7 @@ from zarrbuf.metadata import encode_json
 from zarrbuf.rows import Row, Rows
 from zarrbuf.segments import encode_segment, parse_segment
 from zarrbuf.storage import Storage, open_storage
+from zarrbuf.table import RowTable
 from zarrbuf.trajectory_archive import TrajectoryArchive, TrajectoryHeader
 
 SCHEMAS = Path(__file__).parent.parent / "schemas"
@@ -165,8 +166,7 @@ def read_commit(lines: list[Document]) -> None:
         version=6,
         tip=HEX64,
         ts=999,
-        table=Rows.of([make_row(n) for n in range(4)]),
-        live=np.ones(4, np.bool_),
+        table=RowTable.of(Rows.of([make_row(n) for n in range(4)])),
         schemas={SCHEMA_ID: FIELDS},
         next_trajectory_id=4,
     )

@@ -25,11 +25,11 @@ from helpers import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from zarrbuf.chunks import crc32c
 from zarrbuf.encoding import EncodedTrajectory, encode_trajectory
 from zarrbuf.errors import FormatError
 from zarrbuf.format import TENSOR_FIELDS, AnyArray
 from zarrbuf.metadata import CODECS, CodecName
-from zarrbuf.shards import crc32c
 from zarrbuf.trajectory import (
     Trajectory,
     decode_trajectory,

@@ -12,6 +12,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zarrbuf.buffer import TrajectoryReplayBuffer as TrajectoryReplayBuffer
     from zarrbuf.conversion import convert as convert
+    from zarrbuf.datasets import (
+        PreloadReplayBufferDataset as PreloadReplayBufferDataset,
+    )
+    from zarrbuf.datasets import ReplayBufferDataset as ReplayBufferDataset
+    from zarrbuf.datasets import replay_buffer_collate_fn as replay_buffer_collate_fn
     from zarrbuf.listing import list_buffer as list_buffer
     from zarrbuf.listing import row_json as row_json
     from zarrbuf.trajectory import Trajectory as Trajectory
@@ -21,19 +26,25 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "TrajectoryReplayBuffer": "buffer",
+    "PreloadReplayBufferDataset": "datasets",
+    "ReplayBufferDataset": "datasets",
     "Trajectory": "trajectory",
     "convert": "conversion",
     "list_buffer": "listing",
+    "replay_buffer_collate_fn": "datasets",
     "row_json": "listing",
     "verify": "verification",
 }
 
 __all__ = [
+    "PreloadReplayBufferDataset",
+    "ReplayBufferDataset",
     "Trajectory",
     "TrajectoryReplayBuffer",
     "__version__",
     "convert",
     "list_buffer",
+    "replay_buffer_collate_fn",
     "row_json",
     "verify",
 ]

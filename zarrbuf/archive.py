@@ -7,18 +7,22 @@ neither storage nor what the arrays mean.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from zarrbuf.blosc import address_of
-from zarrbuf.errors import FormatError
-from zarrbuf.format import (
-    AnyArray,
+from zarrbuf.chunks import (
+    Shard,
+    Source,
+    decode_chunk_into,
+    encode_chunk,
+    encode_rows_plainly,
 )
+from zarrbuf.errors import FormatError
+from zarrbuf.format import AnyArray
 from zarrbuf.metadata import (
     CODECS,
     METADATA_NAME,
@@ -29,12 +33,9 @@ from zarrbuf.metadata import (
     parse_node,
 )
 from zarrbuf.shards import (
-    Source,
+    EncodeRows,
     check_coverage,
-    decode_chunk_into,
     decode_chunks,
-    decode_chunks_at,
-    encode_chunk,
     encode_shard,
     is_row_grid,
     parse_index,
@@ -73,7 +74,7 @@ def encode_archive(
     attributes: Mapping[str, Any],
     *,
     codec: CodecName,
-    num_threads: int = 1,
+    encode_rows: EncodeRows = encode_rows_plainly,
 ) -> bytes:
     """Encode arrays as one archive; equal input gives equal bytes.
 
@@ -81,7 +82,7 @@ def encode_archive(
         arrays: field path -> array. Two parts exactly where the path starts `obs/`.
         attributes: attributes of the root group, JSON values.
         codec: how chunks are compressed.
-        num_threads: threads that compress; more than 1 gained nothing so far.
+        encode_rows: compresses the rows of big fields.
 
     Returns:
         The bytes of the `.zarr.zip`.
@@ -100,7 +101,7 @@ def encode_archive(
         for group in _parents(field):
             metadata[f"{group}/{METADATA_NAME}"] = encode_group_metadata({})
         if not info.is_empty:
-            shard = _encode_member(array, info, num_threads=num_threads)
+            shard = _encode_member(array, info, encode_rows=encode_rows)
             (big if is_row_grid(info) else small).append((info.shard_name, shard))
     root = (METADATA_NAME, [encode_group_metadata(attributes)])
     return encode_zip(
@@ -109,11 +110,11 @@ def encode_archive(
 
 
 def _encode_member(
-    array: FieldArray, info: ArrayInfo, *, num_threads: int
+    array: FieldArray, info: ArrayInfo, *, encode_rows: EncodeRows
 ) -> list[bytes]:
     if not info.shape:
         return [encode_chunk(array.parts[0], "none", 0)]
-    return encode_shard(array.parts, info, num_threads=num_threads)
+    return encode_shard(array.parts, info, encode_rows=encode_rows)
 
 
 def _parents(field: str) -> list[str]:
@@ -139,7 +140,7 @@ class Archive:
         """
         self.name = name
         self.source = source
-        self._ranges: dict[str, IntArray] = {}
+        self._shards: dict[str, Shard] = {}
         view = memoryview(source)
         self.members = parse_zip(view, name=name)
         self.arrays: dict[str, ArrayInfo] = {}
@@ -152,6 +153,12 @@ class Archive:
             raise FormatError(f"{name}: the root {METADATA_NAME} is missing")
         self.attributes = groups.pop("")
         self._check_members(groups)
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether its bytes are held in memory, not mapped."""
+        view = self.source
+        return isinstance(view.obj if isinstance(view, memoryview) else view, bytes)
 
     def _add_node(
         self,
@@ -188,33 +195,32 @@ class Archive:
             fault = "is missing" if member in expected else "is described by nothing"
             raise FormatError(f"{self.name}: member {member!r:.200} {fault}")
 
-    def chunk_ranges(self, field: str) -> IntArray:
-        """Return where the chunks of a field lie in `source`.
-
-        Returns:
-            int64 [num_chunks, 2], start and stop in C order of the chunk grid.
+    def shard(self, field: str) -> Shard:
+        """Return where the chunks of a field lie, in C order of the chunk grid.
 
         Raises:
             FormatError: if the shard index is damaged.
         """
-        ranges = self._ranges.get(field)
-        if ranges is None:
-            info = self.arrays[field]
-            member = self.members[info.shard_name]
-            if info.chunk_bytes > _BIG_ITEM and info.codec != "none":
-                raise FormatError(
-                    f"{self._where(field)}: a chunk of {info.chunk_bytes} bytes; "
-                    f"blosc holds at most {_BIG_ITEM}"
-                )
-            ranges = parse_index(
-                self.source,
-                member.start,
-                member.stop,
-                info.grid.num_chunks,
-                where=self._where(field),
+        shard = self._shards.get(field)
+        if shard is None:
+            shard = self._shards[field] = self._open_shard(self.arrays[field])
+        return shard
+
+    def _open_shard(self, info: ArrayInfo) -> Shard:
+        member = self.members[info.shard_name]
+        where = self._where(info.field)
+        if info.chunk_bytes > _BIG_ITEM and info.codec != "none":
+            raise FormatError(
+                f"{where}: a chunk of {info.chunk_bytes} bytes; blosc holds at most "
+                f"{_BIG_ITEM}"
             )
-            self._ranges[field] = ranges
-        return ranges
+        count = info.grid.num_chunks
+        ranges = parse_index(self.source, member.start, member.stop, count, where=where)
+        return Shard(self.source, ranges, info.chunk_bytes, info.codec, where)
+
+    def chunk_ranges(self, field: str) -> IntArray:
+        """Return `shard(field).ranges`: int64 [num_chunks, 2], start and stop."""
+        return self.shard(field).ranges
 
     def _where(self, field: str) -> str:
         return f"{self.name}: field {field!r}"
@@ -230,8 +236,7 @@ class Archive:
             return np.empty(info.shape, info.stored)
         if not info.shape:
             return self._read_scalar(info)
-        ranges = self.chunk_ranges(field)
-        return decode_chunks(self.source, ranges, info, where=self._where(field))
+        return decode_chunks(self.shard(field), info)
 
     def _read_scalar(self, info: ArrayInfo) -> AnyArray:
         member = self.members[info.shard_name]
@@ -245,32 +250,6 @@ class Archive:
             where=self._where(info.field),
         )
         return out
-
-    def decode_at(
-        self, field: str, ranges: Sequence[Sequence[int]], addresses: Sequence[int]
-    ) -> int:
-        """Check and decode chunks of a field to places in memory.
-
-        Args:
-            field: path of the array.
-            ranges: start and stop of each chunk, from `chunk_ranges`.
-            addresses: where each is decoded to; `chunk_bytes` are writable there.
-
-        Returns:
-            Stored bytes read.
-
-        Raises:
-            FormatError: if a chunk is damaged.
-        """
-        info = self.arrays[field]
-        return decode_chunks_at(
-            self.source,
-            ranges,
-            addresses,
-            info.chunk_bytes,
-            codec=info.codec,
-            where=self._where(field),
-        )
 
     def check(self) -> int:
         """Read everything: every member, index and chunk.
@@ -295,10 +274,10 @@ class Archive:
     def _check_shard(self, info: ArrayInfo) -> int:
         """Decode each stored chunk of a field once, in the memory of one chunk."""
         member = self.members[info.shard_name]
-        ranges = self.chunk_ranges(info.field)
-        where = self._where(info.field)
-        check_coverage(ranges, member.start, member.stop, where=where)
+        shard = self.shard(info.field)
+        check_coverage(shard.ranges, member.start, member.stop, where=shard.where)
         block = np.empty(info.grid.inner, info.stored)
-        stored = np.unique(ranges, axis=0).tolist()
-        self.decode_at(info.field, stored, [address_of(block)] * len(stored))
-        return len(stored)
+        _, chunks = np.unique(shard.ranges, axis=0, return_index=True)
+        for chunk in chunks.tolist():
+            shard.decode_into(chunk, block)
+        return len(chunks)

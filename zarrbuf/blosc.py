@@ -1,46 +1,26 @@
-"""Blosc without its wrapper: one C call per chunk, made without the interpreter lock.
+"""c-blosc as numcodecs brings it: Python calls, and the addresses of its C functions.
 
-numcodecs brings c-blosc and exports its functions. Through numcodecs' Python function a
-50 KB frame takes 4 us more than the 16 us it takes through ctypes (`python -m
-benchmarks.profile`). Where the C function is not found, numcodecs is used.
+The addresses are for `compiled`, which calls them in loops of its own. Owns everything
+that is to be known of Blosc's header. Knows no checksum and no shard.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
-from collections.abc import Callable
+import struct
+from typing import Final
 
-import numpy as np
 from numcodecs import blosc
 
 from zarrbuf.format import AnyArray
 
-Decompress = Callable[[bytes, int, int, int], int]
-"""(compressed, address, bytes there, threads) -> bytes written, or 0 or less.
-
-Trusts the header of `compressed`, which must have been checked: its compressed size is
-within `compressed`, its decompressed size that at the address.
-"""
-
-
-@functools.cache
-def native_decompress() -> Decompress | None:
-    """Return the C function, or None where numcodecs does not export it."""
-    try:
-        function = ctypes.CDLL(blosc.__file__).blosc_decompress_ctx
-    except (OSError, AttributeError, TypeError):
-        return None
-    function.restype = ctypes.c_int
-    function.argtypes = [
-        ctypes.c_char_p,
-        ctypes.c_void_p,
-        ctypes.c_size_t,
-        ctypes.c_int,
-    ]
-
-    found: Decompress = function
-    return found
+HEADER: Final = struct.Struct("<4B3I")
+"""Version, version of the codec, flags, item bytes; bytes raw, of a block, stored."""
+VERSION: Final = 2
+COMPRESSORS: Final = {"lz4": 1, "zstd": 4}
+"""Codec -> what the upper three bits of the flags say of it."""
+MAX_OVERHEAD: Final = 16
+"""Bytes that a block may grow by when it does not compress."""
 
 
 def compress(raw: AnyArray, *, name: str, level: int) -> bytes:
@@ -48,9 +28,14 @@ def compress(raw: AnyArray, *, name: str, level: int) -> bytes:
     # Blosc's own threads cost more than a 50 KB chunk takes; numcodecs leaves them out
     # off the main thread anyway.
     blosc.use_threads = False
-    shuffle = blosc.NOSHUFFLE if raw.itemsize == 1 else blosc.SHUFFLE
-    compressed: bytes = blosc.compress(raw, name.encode(), level, shuffle, 0)
+    compressed: bytes = blosc.compress(raw, name.encode(), level, shuffle_of(raw), 0)
     return compressed
+
+
+def shuffle_of(raw: AnyArray) -> int:
+    """Return how the bytes of items are ordered before they are compressed."""
+    shuffle: int = blosc.NOSHUFFLE if raw.itemsize == 1 else blosc.SHUFFLE
+    return shuffle
 
 
 def decompress_into(compressed: bytes, out: AnyArray) -> None:
@@ -64,13 +49,10 @@ def decompress_into(compressed: bytes, out: AnyArray) -> None:
     blosc.decompress(compressed, out)
 
 
-def address_of(array: AnyArray) -> int:
-    """Return the address of a writable C-contiguous array's first byte."""
-    assert array.flags.c_contiguous
-    assert array.flags.writeable
-    return int(np.asarray(array).__array_interface__["data"][0])
-
-
-def memory_at(address: int, num_bytes: int) -> AnyArray:
-    """Return the bytes at an address as a writable array; it does not keep them."""
-    return np.ctypeslib.as_array((ctypes.c_uint8 * num_bytes).from_address(address))
+def function_address(name: str) -> int | None:
+    """Return the address of one of c-blosc's functions, None if it is not found."""
+    try:
+        function = getattr(ctypes.CDLL(blosc.__file__), name)
+    except (OSError, AttributeError, TypeError):
+        return None
+    return ctypes.cast(function, ctypes.c_void_p).value

@@ -12,17 +12,15 @@ import os
 from collections.abc import Sequence
 from typing import Any, Final
 
-import numpy as np
 import torch
 
 from zarrbuf.arguments import check_seed, check_whole_number
 from zarrbuf.contents import Contents
 from zarrbuf.encoding import encode_trajectory, flatten_encoded
-from zarrbuf.errors import (
-    EmptyBufferError,
-    TrajectoryNotFoundError,
-)
+from zarrbuf.errors import TrajectoryNotFoundError
 from zarrbuf.format import new_uuid
+from zarrbuf.memory import BatchMemory, can_pin
+from zarrbuf.memory_store import MemoryStore
 from zarrbuf.metadata import check_codec
 from zarrbuf.opening import (
     Location,
@@ -34,13 +32,13 @@ from zarrbuf.reader import BatchReader
 from zarrbuf.rlinf_files import encode_generator, restore_generator
 from zarrbuf.rlinf_index import index_entry
 from zarrbuf.rows import Rows
-from zarrbuf.sampling import partition, plan_batch
+from zarrbuf.sampler import Sampler
+from zarrbuf.sampling import partition
 from zarrbuf.saving import save_view
-from zarrbuf.stores import MemoryStore, TrajectoryStore
+from zarrbuf.stores import TrajectoryStore
 from zarrbuf.trajectory import Trajectory, decode_trajectory, nest
+from zarrbuf.workers import Workers, default_num_threads
 
-MAX_BATCH: Final = 2**24
-"""Samples of one batch; the images of so many are more than memories hold."""
 _LOG: Final = logging.getLogger("zarrbuf")
 
 
@@ -64,7 +62,8 @@ class TrajectoryReplayBuffer:
         codec: str = "lz4",
         cache_bytes: int = 256 << 20,
         max_queue_bytes: int = 256 << 20,
-        num_threads: int = 1,
+        num_threads: int | None = None,
+        pin_memory: bool = False,
     ) -> None:
         """Make a buffer, or continue the one at `auto_save_path`.
 
@@ -83,7 +82,11 @@ class TrajectoryReplayBuffer:
                 archives made from `pt` and `pkl` files.
             max_queue_bytes: encoded bytes that may wait to be saved;
                 `add_trajectories` waits beyond.
-            num_threads: threads that compress; more than 1 gained nothing so far.
+            num_threads: threads that compress and decode, the caller's included; None
+                for as many as there are processors, at most 4. They gain nothing
+                where the extra `fast` is not installed.
+            pin_memory: give batches page-locked memory, for asynchronous copies to a
+                CUDA device; without one there is no effect, as in torch's DataLoader.
 
         Raises:
             InvalidInputError: if an argument is not allowed.
@@ -92,7 +95,11 @@ class TrajectoryReplayBuffer:
         """
         self._format = check_format("trajectory_format", trajectory_format)
         self._codec = check_codec(codec)
-        self._num_threads = check_whole_number("num_threads", num_threads, minimum=1)
+        if num_threads is None:
+            num_threads = default_num_threads()
+        self._workers = Workers(
+            check_whole_number("num_threads", num_threads, minimum=1)
+        )
         self._seed = seed
         self._generator = torch.Generator()
         self.manual_seed(seed)
@@ -101,8 +108,12 @@ class TrajectoryReplayBuffer:
         window_size = check_whole_number("sample_window_size", sample_window_size)
         max_queue_bytes = check_whole_number("max_queue_bytes", max_queue_bytes)
         self._reader = BatchReader(
-            cache_bytes=cache_bytes if enable_cache else 0, archive_bytes=cache_bytes
+            cache_bytes=cache_bytes if enable_cache else 0,
+            archive_bytes=cache_bytes,
+            workers=self._workers,
         )
+        self._memory = BatchMemory(pin_memory=pin_memory and can_pin())
+        self._sampler = Sampler(self._reader, self._memory)
         self._contents = Contents(
             self._own_store(auto_save_path) if auto_save else MemoryStore(),
             self._reader,
@@ -151,7 +162,7 @@ class TrajectoryReplayBuffer:
                     trajectory,
                     uuid=new_uuid(),
                     codec=self._codec,
-                    num_threads=self._num_threads,
+                    workers=self._workers,
                 )
                 for trajectory in trajectories
             ]
@@ -174,7 +185,7 @@ class TrajectoryReplayBuffer:
 
     def __len__(self) -> int:
         """Return the number of trajectories that are drawn from."""
-        return len(self._contents.view().rows)
+        return len(self._contents.view())
 
     @property
     def size(self) -> int:
@@ -199,23 +210,24 @@ class TrajectoryReplayBuffer:
 
         `num_trajectories`, `total_samples`: what is drawn from. `cache_size`:
         trajectories whose small fields are kept decoded. `cache_bytes`: their bytes.
-        `num_queued`: trajectories not saved yet. The rest counts since the buffer was
-        made, see `ReadStats`.
+        `num_queued`: trajectories not saved yet. The rest is what sampling has cost
+        since the buffer was made, see `zarrbuf.stats.ReadStats`, and as `last_...`
+        what the last call has.
         """
         view = self._contents.view()
         return {
-            "num_trajectories": len(view.rows),
+            "num_trajectories": len(view),
             "total_samples": view.window.total_samples,
             "cache_size": self._reader.num_cached,
             "cache_bytes": self._reader.cached_bytes,
             "num_queued": self._contents.writer.num_queued,
             "num_trajectories_ever": self._contents.num_ever,
-            **vars(self._reader.stats),
+            **self._reader.stats.numbers(),
         }
 
     # --- drawing ----------------------------------------------------------------
 
-    def sample(self, num_chunks: int) -> dict[str, Any]:
+    def sample(self, num_chunks: int, out: Any = None) -> dict[str, Any]:
         """Draw transitions, uniformly and with replacement, from the window.
 
         For one seed and window the draws are RLinf's: `torch.randint` over the
@@ -223,33 +235,22 @@ class TrajectoryReplayBuffer:
 
         Args:
             num_chunks: how many; RLinf calls one transition a chunk here.
+            out: a batch of an earlier call with the same number, filled again and
+                returned. What it holds after an error is not defined.
 
         Returns:
             Nested dict of CPU tensors `[num_chunks, ...]`, writable. It has the fields
-            that every trajectory of the window has.
+            that every trajectory of the window has. The memory of a batch that
+            nothing refers to any more is used again.
 
         Raises:
-            InvalidInputError: if `num_chunks` is not a whole number from 1 to 2**24.
+            InvalidInputError: if `num_chunks` is not a whole number from 1 to 2**24,
+                or `out` not such a batch.
             EmptyBufferError: if there is nothing to draw from.
             FormatError: if a chunk that is drawn is damaged.
         """
-        count = check_whole_number(
-            "num_chunks", num_chunks, minimum=1, maximum=MAX_BATCH
-        )
         view = self._contents.view()
-        total = view.window.total_samples
-        if not total:
-            raise EmptyBufferError(
-                "the buffer holds no trajectory; add or load some before sampling"
-            )
-        draws = torch.randint(0, total, (count,), generator=self._generator)
-        plan = plan_batch(draws.numpy(), view.window)
-        batch = self._reader.read_batch(
-            plan,
-            view.fields(self._reader),
-            lambda position: view.archive(position, self._reader),
-        )
-        return nest(batch)
+        return self._sampler.sample(view, num_chunks, self._generator, out)
 
     sample_chunks = sample
 
@@ -263,13 +264,12 @@ class TrajectoryReplayBuffer:
             FormatError: if it is damaged.
         """
         parts = self._contents.parts()
-        for store, rows in reversed(parts):
-            found = np.flatnonzero(rows.trajectory_ids == trajectory_id)
-            if len(found):
-                return decode_trajectory(
-                    self._reader.archive(rows, int(found[-1]), store)
-                )
-        ids = [n for _, rows in parts for n in rows.trajectory_ids.tolist()]
+        for store, listed in reversed(parts):
+            position = listed.find(trajectory_id)
+            if position is not None:
+                archive = self._reader.archive(listed.table.rows, position, store)
+                return decode_trajectory(archive)
+        ids = [n for _, listed in parts for n in listed.trajectory_ids.tolist()]
         known = f"{min(ids)} to {max(ids)}" if ids else "none"
         raise TrajectoryNotFoundError(
             f"no trajectory {trajectory_id!r}; the ids there are: {known}"
@@ -303,7 +303,7 @@ class TrajectoryReplayBuffer:
 
     @property
     def _trajectory_index(self) -> dict[int, dict[str, Any]]:
-        rows = Rows.concat([rows for _, rows in self._contents.parts()])
+        rows = Rows.concat([listed.rows for _, listed in self._contents.parts()])
         listed = map(rows.row, range(len(rows)))
         return {row.trajectory_id: index_entry(row) for row in listed}
 
@@ -377,6 +377,7 @@ class TrajectoryReplayBuffer:
     def clear_cache(self) -> None:
         """Forget what is kept decoded and open; nothing else changes."""
         self._reader.clear()
+        self._memory.clear()
 
     def close(self, wait: bool = True) -> None:
         """Save what is queued and stop the background thread. Safe twice.
@@ -385,7 +386,8 @@ class TrajectoryReplayBuffer:
             StorageError: if saving failed.
         """
         self._contents.writer.close(wait=wait)
-        self._reader.clear()
+        self.clear_cache()
+        self._workers.close()
 
     def __enter__(self) -> TrajectoryReplayBuffer:
         """Return the buffer; leaving the block closes it."""

@@ -8,7 +8,6 @@ the same. Knows no commit.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -35,10 +34,13 @@ from zarrbuf.metadata import check_spec
 from zarrbuf.rows import MAX_SEGMENT_ROWS, Rows
 from zarrbuf.segments import encode_segment, parse_segment
 from zarrbuf.storage import Storage
+from zarrbuf.table import RowTable
 
 SEGMENTS_PER_LEVEL: Final = 16
 """So many segments of one level are merged into one of the next."""
 _MAX_LEVEL: Final = 2
+_MAX_FIRST_ROOM: Final = 2**23
+"""Rows that memory is asked for before the first is read: a list may say anything."""
 _ROOT_FIELDS: Final[Mapping[str, tuple[type, ...]]] = {
     "zarrbuf_checkpoint": (int,),
     "version": (int,),
@@ -65,7 +67,7 @@ def write_segments(storage: Storage, rows: Rows, *, level: int = 0) -> list[Segm
     refs = []
     for start in range(0, len(rows), MAX_SEGMENT_ROWS):
         stop = min(start + MAX_SEGMENT_ROWS, len(rows))
-        part = rows.take(np.arange(start, stop))
+        part = rows.slice(start, stop)
         data = encode_segment(part)
         path = segment_path()
         storage.put(path, data)
@@ -110,41 +112,40 @@ def write_checkpoint(storage: Storage, snapshot: Snapshot) -> Snapshot:
         StorageError: if the storage fails; the log is as valid as before.
     """
     refs: list[SegmentRef] = []
-    blocks: list[Rows] = []
     start = 0
     for ref in snapshot.segments:
-        live = snapshot.live[start : start + ref.rows]
+        live = snapshot.table.live[start : start + ref.rows]
         refs.append(dataclasses.replace(ref, removed=removed_ranges(live)))
-        blocks.append(snapshot.table.take(np.arange(start, start + ref.rows)))
         start += ref.rows
-    tail = start + np.flatnonzero(snapshot.live[start:])
-    for ref in write_segments(storage, snapshot.table.take(tail)):
-        refs.append(ref)
-        blocks.append(snapshot.table.take(tail[: ref.rows]))
-        tail = tail[ref.rows :]
-    _merge_levels(storage, refs, blocks)
-    live = np.concatenate([np.zeros(0, np.bool_), *(ref.live for ref in refs)])
-    table = Rows.concat(blocks)
-    sealed = dataclasses.replace(snapshot, table=table, live=live, segments=tuple(refs))
+    table, written = _rewrite(storage, snapshot.table, start, level=0)
+    refs += written
+    table = _merge_levels(storage, table, refs)
+    sealed = dataclasses.replace(snapshot, table=table, segments=tuple(refs))
     storage.put(checkpoint_path(snapshot.version), encode_checkpoint(sealed))
     return sealed
 
 
-def _merge_levels(storage: Storage, refs: list[SegmentRef], blocks: list[Rows]) -> None:
+def _rewrite(
+    storage: Storage, table: RowTable, start: int, *, level: int
+) -> tuple[RowTable, list[SegmentRef]]:
+    """Write the rows from `start` on as segments, less those that were removed."""
+    table = table.without_removed(start)
+    rows = table.rows.slice(start, len(table))
+    return table, write_segments(storage, rows, level=level)
+
+
+def _merge_levels(
+    storage: Storage, table: RowTable, refs: list[SegmentRef]
+) -> RowTable:
     """Merge the last 16 segments wherever they are all of one level, in place."""
     for level in range(_MAX_LEVEL):
         last = refs[-SEGMENTS_PER_LEVEL:]
         if len(last) < SEGMENTS_PER_LEVEL or any(ref.level != level for ref in last):
-            return
-        pairs = zip(last, blocks[-SEGMENTS_PER_LEVEL:], strict=True)
-        rows = Rows.concat([b.take(np.flatnonzero(ref.live)) for ref, b in pairs])
-        merged = write_segments(storage, rows, level=level + 1)
-        bounds = np.cumsum([0, *(ref.rows for ref in merged)])
+            return table
+        start = len(table) - sum(ref.rows for ref in last)
+        table, merged = _rewrite(storage, table, start, level=level + 1)
         refs[-SEGMENTS_PER_LEVEL:] = merged
-        blocks[-SEGMENTS_PER_LEVEL:] = [
-            rows.take(np.arange(start, stop))
-            for start, stop in itertools.pairwise(bounds)
-        ]
+    return table
 
 
 def encode_checkpoint(snapshot: Snapshot) -> bytes:
@@ -154,8 +155,8 @@ def encode_checkpoint(snapshot: Snapshot) -> bytes:
         "version": snapshot.version,
         "tip": snapshot.tip,
         "ts": snapshot.ts,
-        "rows": len(snapshot.rows),
-        "samples": snapshot.rows.total_samples,
+        "rows": snapshot.table.num_live,
+        "samples": snapshot.table.total_samples,
         "segments": [ref.to_json() for ref in snapshot.segments],
         "schemas": {k: schema_json(v) for k, v in snapshot.schemas.items()},
         "bases": list(snapshot.bases),
@@ -240,15 +241,13 @@ def load_checkpoint_file(
     where = storage.describe(name)
     root = parse_checkpoint(storage.read(name), version=version, where=where)
     refs: tuple[SegmentRef, ...] = root["segments"]
-    table = Rows.concat([read_segment(storage, ref) for ref in refs])
-    live = np.concatenate([np.zeros(0, np.bool_), *(ref.live for ref in refs)])
+    table, highest = _read_table(storage, refs)
     snapshot = dataclasses.replace(
         empty,
         version=root["version"],
         tip=root["tip"],
         ts=root["ts"],
         table=table,
-        live=live,
         segments=refs,
         schemas=root["schemas"],
         bases=tuple(root["bases"]),
@@ -257,13 +256,30 @@ def load_checkpoint_file(
         pins=root["pins"],
         next_trajectory_id=root["next_trajectory_id"],
     )
-    if int(table.trajectory_ids.max(initial=-1)) >= snapshot.next_trajectory_id:
+    if highest >= snapshot.next_trajectory_id:
         raise FormatError(f"{where}: an id is not below its next_trajectory_id")
-    if snapshot.rows.total_samples != root["samples"]:
+    if table.total_samples != root["samples"]:
         raise FormatError(
             f"{where}: its segments do not hold {root['samples']} samples"
         )
     return snapshot
+
+
+def _read_table(storage: Storage, refs: Sequence[SegmentRef]) -> tuple[RowTable, int]:
+    """Read segments into one table, whose memory is asked for once.
+
+    Returns:
+        The table, and the highest id in it, -1 for none.
+    """
+    room = min(2 * sum(ref.rows for ref in refs), _MAX_FIRST_ROOM)
+    table, highest = RowTable.empty(room=room), -1
+    removed = [np.zeros(0, np.int64)]
+    for ref in refs:
+        removed.append(len(table) + np.flatnonzero(~ref.live))
+        rows = read_segment(storage, ref)
+        highest = max(highest, int(rows.trajectory_ids.max(initial=-1)))
+        table = table.appended(rows)
+    return table.removed(np.concatenate(removed)), highest
 
 
 def check_checkpoints(storage: Storage, empty: Snapshot) -> int:

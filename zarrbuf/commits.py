@@ -30,7 +30,7 @@ from zarrbuf.errors import (
 )
 from zarrbuf.format import COMMIT_NAME, MANIFEST_DIR, ROOT_NAME, commit_path, new_uuid
 from zarrbuf.log_format import Action, Commit, encode_commit, parse_commit, sha256_hex
-from zarrbuf.manifest import Snapshot, apply_commits
+from zarrbuf.manifest import Change, Snapshot, apply_commits
 from zarrbuf.metadata import check_spec, encode_json, parse_json
 from zarrbuf.storage import Outcome, Storage
 
@@ -192,9 +192,9 @@ class CommitLog:
             if not actions:
                 return self.snapshot, self.snapshot.version
             commit = self._next_commit(actions, txn=txn, op=op)
-            data, after = self._prepare(commit)
+            data, change = self._prepare(commit)
             if self._create(commit, data, deadline):
-                return self._landed(after)
+                return self._landed(change)
             tries += 1
             if time.monotonic() > deadline:
                 raise ConflictError(
@@ -215,17 +215,15 @@ class CommitLog:
             actions=actions,
         )
 
-    def _prepare(self, commit: Commit) -> tuple[bytes, Snapshot]:
-        """Encode a commit and apply it: what breaks a rule must never land."""
+    def _prepare(self, commit: Commit) -> tuple[bytes, Change]:
+        """Encode a commit and check it: what breaks a rule must never land."""
         name = self.storage.describe(commit_path(commit.version))
         try:
             data = encode_commit(commit)
             found = parse_commit(
                 data, version=commit.version, prev=commit.prev, where=name
             )
-            return data, apply_commits(
-                self.snapshot, [found], read_segment=self._read_segment
-            )
+            return data, Change(self.snapshot, [found], read_segment=self._read_segment)
         except (TypeError, ValueError) as exc:
             raise InvalidInputError(f"nothing was committed: {exc}") from exc
 
@@ -271,13 +269,14 @@ class CommitLog:
         )
         return found.txn
 
-    def _landed(self, after: Snapshot) -> tuple[Snapshot, int]:
-        self.snapshot = after
-        if after.version % CHECKPOINT_INTERVAL == 0:
+    def _landed(self, change: Change) -> tuple[Snapshot, int]:
+        self.snapshot = change.apply()
+        version = self.snapshot.version
+        if version % CHECKPOINT_INTERVAL == 0:
             # Best effort: without it the next open reads more commits.
             with suppress(StorageError):
                 self.snapshot = write_checkpoint(self.storage, self.snapshot)
-        return self.snapshot, after.version
+        return self.snapshot, version
 
 
 def open_log(

@@ -10,18 +10,17 @@ import functools
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-
-import numpy as np
 
 from zarrbuf.encoding import EncodedTrajectory
 from zarrbuf.format import BatchField
-from zarrbuf.reader import BatchReader, sorted_fields
-from zarrbuf.rows import Rows
+from zarrbuf.memory_store import MemoryStore
+from zarrbuf.reader import BatchReader
 from zarrbuf.sampling import partition
-from zarrbuf.stores import MemoryStore, NewTrajectory, TrajectoryStore
-from zarrbuf.views import Part, View, check_fields, known_fields
+from zarrbuf.small_fields import sorted_fields
+from zarrbuf.stores import NewTrajectory, TrajectoryStore
+from zarrbuf.views import FieldsOfSchemas, Part, View, check_fields, known_fields
 from zarrbuf.writer import BackgroundWriter
 
 _LIVE: weakref.WeakSet[Contents] = weakref.WeakSet()
@@ -66,14 +65,16 @@ class Contents:
         self._reader = reader
         self._window_size = window_size
         self.writer = BackgroundWriter(self._save, max_queue_bytes=max_queue_bytes)
-        self.num_ever = len(store.rows)
+        self.num_ever = len(store.listed)
         self.next_trajectory_id = store.next_trajectory_id
-        self._store_size = len(store.rows)
+        self._store_size = len(store.listed)
         self._make_locks()
         self._loaded: Part | None = None
         self._mark = 0
-        self._queued: tuple[NewTrajectory, ...] = ()
+        self._seen = store.mark  # what is queued is not listed up to here
+        self._queued = MemoryStore()
         self._view: View | None = None
+        self._fields: FieldsOfSchemas = {}
         self._known: dict[str, BatchField] | None = None
         _watch_forks()
         _LIVE.add(self)
@@ -115,7 +116,7 @@ class Contents:
             if isinstance(self._store, MemoryStore):
                 self._keep_in_memory(self._store, items)
                 return
-            self._queued += tuple(items)
+            self._queued.append(items)
             self.writer.enqueue(items)
         self.writer.wait_for_room()  # not under the lock, which the writer needs
 
@@ -123,8 +124,9 @@ class Contents:
         self, store: MemoryStore, items: Sequence[NewTrajectory]
     ) -> None:
         store.append(items)
-        if self._window_size and len(store.rows) > self._window_size:
-            store.drop_first(len(store.rows) - self._window_size)
+        if self._window_size and len(store.listed) > self._window_size:
+            store.drop_first(len(store.listed) - self._window_size)
+        self._store_size, self._seen = len(store.listed), store.mark
 
     def _known_fields(self) -> dict[str, BatchField]:
         if self._known is None:
@@ -135,16 +137,19 @@ class Contents:
         """Save queued trajectories; runs in the writer's thread."""
         with self._store_lock:
             self._store.append(items)
-        saved = {item.row.uuid for item in items}
+        saved = [item.row.uuid for item in items]
         with self._lock:
-            self._queued = tuple(q for q in self._queued if q.row.uuid not in saved)
+            self._queued.discard(saved)
             self._take_in_store(num_own=len(saved))
         for uuid in saved:
             self._reader.forget_archive(uuid)
 
     def _take_in_store(self, *, num_own: int) -> None:
         """Count what others appended, and let the next view have it."""
-        size = len(self._store.rows)
+        mark = self._store.mark  # first: what is listed meanwhile is looked at again
+        self._queued.discard(self._store.after(self._store.listed, self._seen).uuids())
+        self._seen = mark
+        size = len(self._store.listed)
         self.num_ever += max(0, size - self._store_size - num_own)
         self._store_size = size
         self.next_trajectory_id = max(
@@ -157,30 +162,29 @@ class Contents:
         with self._lock:
             parts: list[Part] = [] if self._loaded is None else [self._loaded]
             store = self._store.frozen()
-            rows = store.rows_after(self._mark) if self._mark else store.rows
-            parts.append((store, rows))
-            if self._queued and not saved_only:
-                parts.append(self._queued_part(rows))
+            listed = store.listed
+            if self._mark:
+                listed = store.after(listed, self._mark)
+            parts.append((store, listed))
+            if len(self._queued.listed) and not saved_only:
+                newest = store.after(listed, self._seen)
+                parts.append(self._queued_part(newest.uuids()))
             return parts
 
-    def _queued_part(self, listed: Rows) -> Part:
+    def _queued_part(self, newest: Collection[str]) -> Part:
         """Return what is queued, less what was listed since the queue was looked at."""
-        newest = set(listed.fixed["uuid"][-len(self._queued) :].tolist())
-        queued = MemoryStore()
-        queued.append(
-            [
-                item
-                for item in self._queued
-                if bytes.fromhex(item.row.uuid) not in newest
-            ]
-        )
-        return queued, queued.rows
+        queued = self._queued.without(newest) if newest else self._queued.frozen()
+        return queued, queued.listed
 
     def view(self) -> View:
         """Return what is sampled from now."""
         with self._lock:
             if self._view is None:
-                self._view = View.of(self.parts(), sample_window_size=self._window_size)
+                self._view = View.of(
+                    self.parts(),
+                    sample_window_size=self._window_size,
+                    known=self._fields,
+                )
             return self._view
 
     @contextmanager
@@ -197,12 +201,9 @@ class Contents:
         with self._store_lock:
             self._store.refresh()
         with self._lock:
-            listed = set(self._store.rows.fixed["uuid"].tolist())
-            self._queued = tuple(
-                q for q in self._queued if bytes.fromhex(q.row.uuid) not in listed
-            )
-            self._known = None
-            self._take_in_store(num_own=0)
+            if self._store.mark != self._seen:
+                self._known = None
+                self._take_in_store(num_own=0)
 
     def load(self, store: TrajectoryStore, *, rank: int, world_size: int) -> None:
         """Replace everything by the part of `rank` of what another store lists.
@@ -210,16 +211,17 @@ class Contents:
         Raises:
             InvalidInputError: if the rank is not allowed.
         """
-        start, stop = partition(len(store.rows), rank, world_size)
-        rows = store.rows.take(np.arange(start, stop))
+        listed = store.listed
+        listed = listed.part(*partition(len(listed), rank, world_size))
+        highest = int(listed.trajectory_ids.max(initial=-1))
         with self._lock:
             if isinstance(self._store, MemoryStore):
                 self._store.remove_all(reason="load")
             self._mark = self._store.mark
-            self._loaded = (store, rows)
-            self._store_size = len(self._store.rows)
-            self.num_ever = len(rows)
-            self.next_trajectory_id = int(rows.trajectory_ids.max(initial=-1)) + 1
+            self._loaded = (store, listed)
+            self._store_size = len(self._store.listed)
+            self.num_ever = len(listed)
+            self.next_trajectory_id = highest + 1
             if not isinstance(self._store, MemoryStore):
                 self.next_trajectory_id = max(
                     self.next_trajectory_id, self._store.next_trajectory_id
@@ -231,8 +233,10 @@ class Contents:
         self.writer.flush()
         with self._store_lock:
             self._store.remove_all(reason="clear")
+            mark = self._store.mark
         with self._lock:
             self._mark = 0
+            self._seen = mark
             self._loaded = None
             self._store_size = 0
             self.num_ever = 0
@@ -241,4 +245,5 @@ class Contents:
     def _forget(self) -> None:
         self._view = None
         self._known = None
+        self._fields = {}
         self._reader.clear()

@@ -7,6 +7,7 @@ Nothing of the caller's memory is kept. No I/O.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 from zarrbuf.archive import FieldArray, encode_archive
+from zarrbuf.chunks import crc32c
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.format import (
     DICT_FIELDS,
@@ -36,14 +38,18 @@ from zarrbuf.metadata import (
     parse_json,
     time_dimension,
 )
-from zarrbuf.shards import crc32c
+from zarrbuf.parallel import encode_rows
 from zarrbuf.trajectory import Tensor, flatten_trajectory, to_tensor
 from zarrbuf.trajectory_archive import TrajectoryArchive, TrajectoryHeader
+from zarrbuf.workers import Workers
 
 MAX_CHUNK_BYTES: Final = 2**31 - 17
 MAX_DIMS: Final = 31
 MAX_DEPTH: Final = 32
 """Levels of nested dicts; a name of a zip member has at most 65,535 bytes."""
+
+
+_ALONE: Final = Workers(1)
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ def encode_trajectory(
     *,
     uuid: str,
     codec: CodecName,
-    num_threads: int = 1,
+    workers: Workers = _ALONE,
 ) -> EncodedTrajectory:
     """Encode a trajectory; nothing of the caller's tensors is kept.
 
@@ -76,7 +82,7 @@ def encode_trajectory(
         trajectory: a `Trajectory` or any object with its attributes.
         uuid: 32 hex digits, the name of the archive.
         codec: how chunks are compressed.
-        num_threads: threads that compress; more than 1 gained nothing so far.
+        workers: threads that compress.
 
     Raises:
         InvalidInputError: naming the field that cannot be stored and what is allowed.
@@ -101,7 +107,12 @@ def encode_trajectory(
     )
     attributes = header.to_attributes()
     _check_attributes(attributes)
-    data = encode_archive(arrays, attributes, codec=codec, num_threads=num_threads)
+    data = encode_archive(
+        arrays,
+        attributes,
+        codec=codec,
+        encode_rows=functools.partial(encode_rows, workers=workers),
+    )
     return EncodedTrajectory(data, header, first, crc32c(data))
 
 

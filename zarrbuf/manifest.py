@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,10 @@ from zarrbuf.format import (
 from zarrbuf.log_format import Action, Commit, SegmentRef, sha256_hex
 from zarrbuf.metadata import encode_json
 from zarrbuf.rows import IntArray, Rows, parse_add
+from zarrbuf.table import RowTable
 
 ReadSegment = Callable[[SegmentRef], Rows]
+_MAX_AT_ONCE: Final = 64
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,6 @@ class Snapshot:
         tip: sha256 of that commit (of `zarrbuf.json` for version 0).
         ts: its time, ms since 1970.
         table: all rows since the segments began, those removed included.
-        live: bool [len(table)], which of them are listed.
         segments: what the first rows of the table were read from.
         schemas: schema id -> fields.
         bases: other roots that rows may name.
@@ -48,8 +49,7 @@ class Snapshot:
     version: int
     tip: str
     ts: int = 0
-    table: Rows = field(default_factory=lambda: Rows.of([]))
-    live: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    table: RowTable = field(default_factory=RowTable.empty)
     segments: tuple[SegmentRef, ...] = ()
     schemas: Mapping[str, Mapping[str, FieldSpec]] = field(default_factory=dict)
     bases: tuple[Mapping[str, Any], ...] = ()
@@ -60,10 +60,8 @@ class Snapshot:
 
     @property
     def rows(self) -> Rows:
-        """The rows that are listed, in order."""
-        if self.live.all():
-            return self.table
-        return self.table.take(np.flatnonzero(self.live))
+        """The rows that are listed, in order; a copy if others were removed."""
+        return self.table.listed.rows
 
     def meta_action(self, **changes: Any) -> dict[str, Any]:
         """Return the `meta` action that replaces schemas, bases or config."""
@@ -113,20 +111,33 @@ def apply_commits(
     Raises:
         FormatError: if an action contradicts what stands.
     """
-    builder = _Builder(snapshot, read_segment)
-    for commit in commits:
-        builder.apply(commit)
-    return builder.build()
+    # A few at a time, since a removal searches all that is not in the table yet.
+    for start in range(0, len(commits), _MAX_AT_ONCE):
+        some = commits[start : start + _MAX_AT_ONCE]
+        snapshot = Change(snapshot, some, read_segment=read_segment).apply()
+    return snapshot
 
 
-class _Builder:
-    """Gathers changes of several commits, so that columns are joined once."""
+class Change:
+    """What some commits change, checked but not made yet.
 
-    def __init__(self, snapshot: Snapshot, read_segment: ReadSegment) -> None:
+    The table of a snapshot is extended in place, once: so nothing is written before
+    it is sure that the commits stand.
+    """
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        commits: Sequence[Commit],
+        *,
+        read_segment: ReadSegment,
+    ) -> None:
+        """Check commits against what stands before them; see `apply_commits`."""
         self._base = snapshot
         self._read_segment = read_segment
-        self._blocks = [snapshot.table]
-        self._live = [snapshot.live]
+        self._gone = np.zeros(0, np.int64)  # positions in the table
+        self._new = [Rows.of([])]
+        self._new_gone = np.zeros(0, np.int64)  # positions in what is new
         self._must_check_ids = False
         self._changes: dict[str, Any] = {
             "ts": snapshot.ts,
@@ -134,8 +145,20 @@ class _Builder:
             "pins": dict(snapshot.pins),
             "next_trajectory_id": snapshot.next_trajectory_id,
         }
+        for commit in commits:
+            self._add(commit)
+        if self._must_check_ids:
+            self._check_unique(where=f"commit {commits[-1].version}")
 
-    def apply(self, commit: Commit) -> None:
+    def apply(self) -> Snapshot:
+        """Return the snapshot after the commits."""
+        table = self._base.table
+        num_before = len(table)
+        table = table.removed(self._gone).appended(self._all_new())
+        table = table.removed(num_before + self._new_gone)
+        return dataclasses.replace(self._base, table=table, **self._changes)
+
+    def _add(self, commit: Commit) -> None:
         where = f"commit {commit.version}"
         if commit.ts <= self._changes["ts"]:
             raise FormatError(f"{where}: its ts is not later than the one before it")
@@ -168,8 +191,11 @@ class _Builder:
         if ids[0] < known or (np.diff(ids) <= 0).any():
             self._must_check_ids = True
         self._changes["next_trajectory_id"] = max(known, int(ids.max()) + 1)
-        self._blocks.append(rows.stamped(version=commit.version, ts=commit.ts))
-        self._live.append(np.ones(len(rows), np.bool_))
+        self._new.append(rows.stamped(version=commit.version, ts=commit.ts))
+
+    def _all_new(self) -> Rows:
+        self._new = [Rows.concat(self._new)]
+        return self._new[0]
 
     def _apply_add_segment(self, action: Action, commit: Commit, line: str) -> None:
         fields = {name: action[name] for name in action if name != "action"}
@@ -177,13 +203,27 @@ class _Builder:
         self._append(self._read_segment(ref), commit, line)
 
     def _apply_remove(self, action: Action, commit: Commit, line: str) -> None:
-        table, live = Rows.concat(self._blocks), np.concatenate(self._live)
         ids = np.array(sorted(set(action["ids"])), np.int64)
-        hit = np.isin(table.trajectory_ids, ids) & live
-        if hit.sum() != len(ids):
-            absent = np.setdiff1d(ids, table.trajectory_ids[hit])[:3].tolist()
+        table, new = self._base.table, self._all_new()
+        gone = _less(table.find(ids), self._gone)
+        new_gone = np.flatnonzero(np.isin(new.trajectory_ids, ids))
+        new_gone = _less(new_gone, self._new_gone)
+        if len(gone) + len(new_gone) != len(ids):
+            found = [table.rows.trajectory_ids[gone], new.trajectory_ids[new_gone]]
+            absent = np.setdiff1d(ids, np.concatenate(found))[:3].tolist()
             raise FormatError(f"{line}: removes ids that are not listed: {absent}")
-        self._blocks, self._live = [table], [live & ~hit]
+        self._gone = np.union1d(self._gone, gone)
+        self._new_gone = np.union1d(self._new_gone, new_gone)
+
+    def _check_unique(self, *, where: str) -> None:
+        """Check that no new row has the id of another one that stays listed."""
+        new = np.delete(self._all_new().trajectory_ids, self._new_gone)
+        ids = np.sort(new)
+        table = self._base.table
+        same = _less(table.find(ids), self._gone)
+        twice = [*ids[1:][ids[1:] == ids[:-1]], *table.rows.trajectory_ids[same]]
+        if twice:
+            raise FormatError(f"{where}: trajectory id {int(twice[0])} is listed twice")
 
     def _apply_meta(self, action: Action, commit: Commit, line: str) -> None:
         self._changes |= {
@@ -209,18 +249,10 @@ class _Builder:
 
     _apply_vacuum_done = _apply_vacuum
 
-    def build(self) -> Snapshot:
-        table, live = Rows.concat(self._blocks), np.concatenate(self._live)
-        if self._must_check_ids:
-            _check_unique(table, live, where=f"commit {self._changes['version']}")
-        return dataclasses.replace(self._base, table=table, live=live, **self._changes)
 
-
-def _check_unique(table: Rows, live: npt.NDArray[np.bool_], *, where: str) -> None:
-    ids = np.sort(table.trajectory_ids[live])
-    twice = ids[1:][ids[1:] == ids[:-1]]
-    if len(twice):
-        raise FormatError(f"{where}: trajectory id {int(twice[0])} is listed twice")
+def _less(positions: IntArray, others: IntArray) -> IntArray:
+    """Return `positions` that are not in `others`."""
+    return np.setdiff1d(positions, others) if len(others) else positions
 
 
 def removed_ranges(live: npt.NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:

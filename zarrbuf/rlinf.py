@@ -32,6 +32,7 @@ from zarrbuf.rlinf_index import (
 )
 from zarrbuf.rows import Row, Rows
 from zarrbuf.stores import NewTrajectory, TrajectoryStore
+from zarrbuf.table import RowTable, Stretch
 from zarrbuf.trajectory import Trajectory, decode_trajectory
 from zarrbuf.trajectory_archive import TrajectoryArchive
 
@@ -53,7 +54,7 @@ class RlinfStore(TrajectoryStore):
         self.index = index
         self.suffix = index.file_format
         self._schemas: dict[str, Schema] = {}
-        self._rows = Rows.of(index.rows)
+        self._table = RowTable.of(Rows.of(index.rows))
         # By uuid, and never forgotten: views go on reading what was taken off the list.
         self._paths = {
             row.uuid: self.folder / index.names[row.trajectory_id] for row in index.rows
@@ -96,8 +97,8 @@ class RlinfStore(TrajectoryStore):
         return store
 
     @property
-    def rows(self) -> Rows:  # noqa: D102
-        return self._rows
+    def listed(self) -> Stretch:  # noqa: D102
+        return self._table.listed
 
     @property
     def next_trajectory_id(self) -> int:  # noqa: D102
@@ -163,7 +164,7 @@ class RlinfStore(TrajectoryStore):
         replace_file(self.folder / name, data)
         self._schemas[row.uuid] = item.encoded.header.schema
         self._paths[row.uuid] = self.folder / name
-        self._rows = Rows.concat([self._rows, Rows.of([row])])
+        self._table = self._table.appended(Rows.of([row]))
         self.index.rows.append(row)
         self.index.names[number] = name
         self.index.counter = number + 1
@@ -182,5 +183,5 @@ class RlinfStore(TrajectoryStore):
         """Take every row off the index; the files stay where they are."""
         self.index.rows = []
         self.index.names = {}
-        self._rows = Rows.of([])
+        self._table = RowTable.empty()
         self.write_index()

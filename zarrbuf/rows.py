@@ -1,7 +1,7 @@
 """The rows of a manifest: one as a value, many as NumPy columns.
 
 Pure. A million rows are a few arrays, not a million objects. Rows are immutable:
-`concat` and `take` return new ones. Knows no commit and no storage.
+`concat`, `take` and `slice` return new ones. Knows no commit and no storage.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from zarrbuf.errors import FormatError
 from zarrbuf.format import is_weights_id, trajectory_path
 from zarrbuf.metadata import encode_json
+from zarrbuf.texts import TextColumn
 
 IntArray = npt.NDArray[np.int64]
 MAX_SEGMENT_ROWS: Final = 65_536
@@ -208,50 +209,6 @@ def _are_tags(tags: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class TextColumn:
-    """Strings as one block of UTF-8.
-
-    Attributes:
-        offsets: int64 [n + 1], where each string starts in `data`.
-        data: uint8, all strings one after the other.
-    """
-
-    offsets: IntArray
-    data: npt.NDArray[np.uint8]
-
-    @classmethod
-    def of(cls, texts: Sequence[str]) -> TextColumn:
-        """Make a column of `texts`."""
-        blobs = [text.encode() for text in texts]
-        offsets = np.zeros(len(blobs) + 1, np.int64)
-        np.cumsum([len(blob) for blob in blobs], out=offsets[1:])
-        return cls(offsets, np.frombuffer(b"".join(blobs), np.uint8))
-
-    @classmethod
-    def concat(cls, columns: Sequence[TextColumn]) -> TextColumn:
-        """Return one column after the other."""
-        ends = np.cumsum([0, *(len(column.data) for column in columns)])
-        shifted = [c.offsets[:-1] + end for c, end in zip(columns, ends, strict=False)]
-        offsets = np.concatenate([*shifted, ends[-1:]])
-        return cls(offsets, np.concatenate([column.data for column in columns]))
-
-    def take(self, positions: IntArray) -> TextColumn:
-        """Return the strings at `positions`."""
-        sizes = np.diff(self.offsets)[positions]
-        offsets = np.concatenate([[0], np.cumsum(sizes)])
-        shift = np.repeat(self.offsets[:-1][positions] - offsets[:-1], sizes)
-        return TextColumn(offsets, self.data[np.arange(offsets[-1]) + shift])
-
-    def get(self, position: int) -> str:
-        """Return one string."""
-        start, stop = self.offsets[position : position + 2]
-        try:
-            return self.data[start:stop].tobytes().decode()
-        except UnicodeDecodeError as exc:
-            raise FormatError(f"a string of a manifest row is no UTF-8: {exc}") from exc
-
-
-@dataclass(frozen=True)
 class Rows:
     """Rows of a manifest in order.
 
@@ -306,6 +263,13 @@ class Rows:
         """Return the rows at int64 positions."""
         return Rows(
             self.fixed[positions], {n: t.take(positions) for n, t in self.texts.items()}
+        )
+
+    def slice(self, start: int, stop: int) -> Rows:
+        """Return the rows from `start` to before `stop`, in the same memory."""
+        return Rows(
+            self.fixed[start:stop],
+            {n: t.slice(start, stop) for n, t in self.texts.items()},
         )
 
     def __len__(self) -> int:

@@ -7,7 +7,9 @@ window in order, within a trajectory `i = t * B + b`. Knows no file and no field
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,39 +20,74 @@ IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Window:
-    """The trajectories that are drawn from.
+class Span:
+    """Trajectories of one list that follow each other.
 
     Attributes:
-        starts: int64 [n + 1], number of the first sample of each trajectory; the last
-            entry is the number of samples.
+        ends: int64 [n], samples drawn from up to and including each trajectory, counted
+            from somewhere; one that is not drawn from adds none.
+        before: this number before the first one.
         num_steps: int64 [n], `T` of each.
         num_envs: int64 [n], `B` of each.
     """
 
-    starts: IntArray
+    ends: IntArray
+    before: int
     num_steps: IntArray
     num_envs: IntArray
+
+    @property
+    def num_samples(self) -> int:
+        """Samples that are drawn from."""
+        return int(self.ends[-1]) - self.before if len(self.ends) else 0
+
+
+@dataclass(frozen=True)
+class Window:
+    """The trajectories that are drawn from.
+
+    Attributes:
+        spans: trajectories, few spans of many.
+        starts: int64 [len(spans) + 1], number of the first sample of each span; the
+            last entry is the number of samples.
+        firsts: int64 [len(spans) + 1], position of the first trajectory of each span.
+    """
+
+    spans: tuple[Span, ...]
+    starts: IntArray
+    firsts: IntArray
 
     @classmethod
     def of(cls, num_steps: IntArray, num_envs: IntArray) -> Window:
         """Make the window of trajectories given by their `T` and `B`."""
         steps = np.asarray(num_steps, np.int64)
         envs = np.asarray(num_envs, np.int64)
-        return cls(np.concatenate([[0], np.cumsum(steps * envs)]), steps, envs)
+        return cls.of_spans([Span(np.cumsum(steps * envs), 0, steps, envs)])
+
+    @classmethod
+    def of_spans(cls, spans: Sequence[Span]) -> Window:
+        """Make the window of some spans, one after the other."""
+        starts = np.cumsum([0, *(span.num_samples for span in spans)])
+        firsts = np.cumsum([0, *(len(span.ends) for span in spans)])
+        return cls(tuple(spans), starts, firsts)
 
     @property
     def total_samples(self) -> int:
         """Samples in the window."""
         return int(self.starts[-1])
 
+    def locate(self, position: int) -> tuple[int, int]:
+        """Return the span of a position in the window, and the position in it."""
+        number = int(np.searchsorted(self.firsts, position, side="right")) - 1
+        return number, position - int(self.firsts[number])
 
-@dataclass(frozen=True)
-class Group:
+
+class Group(NamedTuple):
     """The samples of a batch that lie in one trajectory.
 
     Attributes:
-        position: which trajectory of the window.
+        position: which trajectory of the window, those counted that are not drawn
+            from.
         out: int64 [k], rows of the batch.
         flat: int64 [k], samples `t * B + b`; by environment, then step, as big fields
             lie in the file.
@@ -100,22 +137,43 @@ def plan_batch(draws: IntArray, window: Window) -> ReadPlan:
             f"samples from {draws.min()} to {draws.max()} are drawn; "
             f"[0, {window.total_samples}) are in the window"
         )
-    position = np.searchsorted(window.starts, draws, side="right") - 1
-    flat = draws - window.starts[position]
-    step, env = np.divmod(flat, window.num_envs[position])
-    order = np.argsort(
-        window.starts[position] + env * window.num_steps[position] + step, kind="stable"
-    )
+    position, flat, place = _find_samples(draws, window)
+    order = np.argsort(place, kind="stable")
     position, flat = position[order], flat[order]
     cuts = np.flatnonzero(np.diff(position)) + 1
-    bounds = [0, *cuts.tolist(), len(draws)] if len(draws) else [0]
-    return ReadPlan(
-        len(draws),
-        tuple(
-            Group(int(position[start]), order[start:stop], flat[start:stop])
-            for start, stop in itertools.pairwise(bounds)
-        ),
-    )
+    starts = [0, *cuts.tolist()] if len(draws) else []
+    bounds = itertools.pairwise([*starts, len(draws)])
+    firsts = position[np.array(starts, np.int64)].tolist()
+    groups = [
+        Group(first, order[start:stop], flat[start:stop])
+        for first, (start, stop) in zip(firsts, bounds, strict=True)
+    ]
+    return ReadPlan(len(draws), tuple(groups))
+
+
+def _find_samples(
+    draws: IntArray, window: Window
+) -> tuple[IntArray, IntArray, IntArray]:
+    """Find the trajectory of each sample.
+
+    Returns:
+        int64 [n] each: the position of the trajectory, the sample in it, and a number
+        that says where the sample is read, after all of the trajectories before it.
+    """
+    position, flat, place = np.empty((3, len(draws)), np.int64)
+    number = np.searchsorted(window.starts, draws, side="right") - 1
+    for n, span in enumerate(window.spans):
+        here = np.flatnonzero(number == n)
+        counted = draws[here] - window.starts[n] + span.before
+        # On the right side: a trajectory without samples ends where it starts.
+        found = np.searchsorted(span.ends, counted, side="right")
+        steps, envs = span.num_steps[found], span.num_envs[found]
+        start = span.ends[found] - steps * envs
+        flat[here] = counted - start
+        step, env = np.divmod(flat[here], envs)
+        position[here] = window.firsts[n] + found
+        place[here] = window.starts[n] - span.before + start + env * steps + step
+    return position, flat, place
 
 
 def partition(num_items: int, rank: int, world_size: int) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from zarrbuf.chunks import crc32c
 from zarrbuf.errors import InvalidInputError, StorageError
 from zarrbuf.format import Schema, trajectory_name
 from zarrbuf.log_format import Action
@@ -33,7 +34,6 @@ from zarrbuf.rlinf_files import (
 )
 from zarrbuf.rlinf_index import FileFormat
 from zarrbuf.rows import Row, Rows
-from zarrbuf.shards import crc32c
 from zarrbuf.storage import Outcome, Storage, open_storage
 from zarrbuf.stores import LogStore, TrajectoryStore, listing_actions
 from zarrbuf.trajectory import decode_trajectory
@@ -132,7 +132,7 @@ def save_buffer(
 
 def _check_all_own(view: View, own: TrajectoryStore, path: Location) -> None:
     """Refuse to change the list that the buffer itself appends to."""
-    if any(view.store(position) is not own for position in range(len(view.rows))):
+    if any(len(listed) and store is not own for store, listed in view.parts):
         raise InvalidInputError(
             f"{path} is where this buffer saves to, and the window holds "
             "trajectories loaded from elsewhere; save the checkpoint elsewhere"
@@ -147,15 +147,16 @@ def _bring_archives(
     view: View, target: LogStore, *, reader: BatchReader
 ) -> tuple[Rows, dict[str, Schema]]:
     """Make every archive of the window durable in `target`, not yet listed there."""
-    listed = {uuid: n for n, uuid in enumerate(target.rows.fixed["uuid"].tolist())}
+    there_now = target.rows
+    listed = {uuid: n for n, uuid in enumerate(there_now.fixed["uuid"].tolist())}
     rows: list[Row] = []
     schemas: dict[str, Schema] = {}
     next_id = 0
-    for position in range(len(view.rows)):
-        row, store = view.rows.row(position), view.store(position)
+    for position in view.positions.tolist():
+        row, store = view.row(position), view.store(position)
         there = listed.get(bytes.fromhex(row.uuid))
         if there is not None:
-            known = target.rows.row(there)
+            known = there_now.row(there)
             schema = target.schema(known)
         elif isinstance(store, LogStore) and target.storage.link_from(
             store.storage, row.path
@@ -176,8 +177,8 @@ def _copy_archive(
 ) -> tuple[Row, Schema]:
     """Write an archive, unless it is there from a checkpoint that failed."""
     archive = view.archive(position, reader)
-    row = view.rows.row(position)
-    data = archive.source[:]
+    row = view.row(position)
+    data = bytes(archive.source)
     if storage.create(row.path, data) is Outcome.EXISTS:
         data = storage.read(row.path)
         TrajectoryArchive(data, name=storage.describe(row.path)).check()
@@ -242,8 +243,8 @@ def save_folder(
         return
     rows, names, staged = [], {}, []
     try:
-        for position in range(len(view.rows)):
-            row = view.rows.row(position)
+        for position in view.positions.tolist():
+            row = view.row(position)
             number = row.trajectory_id
             name = trajectory_name(number, row.model_weights_id, file_format)
             data = _file_bytes(view, position, reader, file_format)
@@ -272,7 +273,7 @@ def _holds(path: Path, data: bytes) -> bool:
 def _file_bytes(
     view: View, position: int, reader: BatchReader, file_format: FileFormat
 ) -> bytes:
-    store, row = view.store(position), view.rows.row(position)
+    store, row = view.store(position), view.row(position)
     if isinstance(store, RlinfStore) and store.suffix == file_format:
         try:
             return store.path_of(row).read_bytes()

@@ -5,7 +5,8 @@ Pure; the sha256 of a segment is checked by who reads its bytes.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 import numpy as np
 
@@ -20,8 +21,10 @@ from zarrbuf.rows import (
     NUMBER_COLUMNS,
     TEXT_COLUMNS,
     Rows,
-    TextColumn,
 )
+from zarrbuf.texts import TextColumn
+
+_BLOCK_ROWS: Final = 2048
 
 
 def encode_segment(rows: Rows) -> bytes:
@@ -29,8 +32,7 @@ def encode_segment(rows: Rows) -> bytes:
     arrays: dict[str, AnyArray] = {name: rows.column(name) for name in NUMBER_COLUMNS}
     arrays["uuid"] = np.frombuffer(rows.fixed["uuid"].tobytes(), np.uint8)
     for name, text in rows.texts.items():
-        arrays[f"{name}.offsets"] = text.offsets
-        arrays[f"{name}.bytes"] = text.data
+        arrays[f"{name}.offsets"], arrays[f"{name}.bytes"] = text.pack()
     fields = {
         name: FieldArray((np.ascontiguousarray(array),), array.dtype.name)
         for name, array in arrays.items()
@@ -69,19 +71,29 @@ def parse_segment(data: bytes, *, num_rows: int, name: str) -> Rows:
         expected[f"{text}.bytes"] = found.get(f"{text}.bytes", ((), ""))
     if num_rows > MAX_SEGMENT_ROWS or found != expected:
         raise FormatError(f"{name}: not a segment of {num_rows} manifest rows")
-    fixed = np.zeros(num_rows, FIXED_DTYPE)
-    for column in NUMBER_COLUMNS:
-        fixed[column] = archive.read_array(column)
-    fixed["uuid"] = archive.read_array("uuid").view("V16")
+    columns = {column: archive.read_array(column) for column in NUMBER_COLUMNS}
     texts = {text: _read_text(archive, text) for text in TEXT_COLUMNS}
-    if (fixed["num_samples"] != fixed["T"] * fixed["B"]).any():
+    if (columns["num_samples"] != columns["T"] * columns["B"]).any():
         raise FormatError(f"{name}: num_samples is not T * B in every row")
     for column, (low, high) in COLUMN_BOUNDS.items():
-        if not ((low <= fixed[column]) & (fixed[column] < high)).all():
+        values = columns[column]
+        if not low <= values.min(initial=low) <= values.max(initial=low) < high:
             raise FormatError(f"{name}: column {column!r} is out of range")
     if np.isin(texts["model_weights_id"].data, (0, ord("/"))).any():
         raise FormatError(f"{name}: a model_weights_id holds '/' or NUL")
-    return Rows(fixed, texts)
+    columns["uuid"] = archive.read_array("uuid").view("V16")
+    return Rows(_interleave(columns, num_rows), texts)
+
+
+def _interleave(columns: Mapping[str, AnyArray], num_rows: int) -> AnyArray:
+    """Return columns as one structured array [num_rows]."""
+    fixed = np.empty(num_rows, FIXED_DTYPE)
+    # A few rows at a time, which stay in the processor's cache meanwhile.
+    for start in range(0, num_rows, _BLOCK_ROWS):
+        block = slice(start, start + _BLOCK_ROWS)
+        for name, column in columns.items():
+            fixed[name][block] = column[block]
+    return fixed
 
 
 def _read_text(archive: Archive, name: str) -> TextColumn:
@@ -95,4 +107,4 @@ def _read_text(archive: Archive, name: str) -> TextColumn:
         or (np.diff(offsets) < 0).any()
     ):
         raise FormatError(f"{archive.name}: column {name!r} is no column of strings")
-    return TextColumn(offsets, data)
+    return TextColumn.unpack(offsets, data)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import abc
 import enum
 import errno
-import mmap
 import os
 import stat
 import threading
@@ -24,8 +23,7 @@ import fsspec
 
 from zarrbuf.errors import InvalidInputError, NotFoundError, StorageError
 from zarrbuf.format import TMP_DIR, new_uuid
-
-Source = bytes | mmap.mmap
+from zarrbuf.mapping import map_file
 
 
 class Outcome(enum.Enum):
@@ -55,7 +53,7 @@ class Storage(abc.ABC):
         """Return all bytes of an object."""
 
     @abc.abstractmethod
-    def open_source(self, name: str) -> Source:
+    def open_source(self, name: str) -> memoryview:
         """Return an object's bytes for random reading, mapped where possible."""
 
     @abc.abstractmethod
@@ -167,12 +165,13 @@ class LocalStorage(Storage):
         except OSError as exc:
             self._raise(exc, "read", name)
 
-    def open_source(self, name: str) -> Source:  # noqa: D102
+    def open_source(self, name: str) -> memoryview:  # noqa: D102
         try:
-            with os.fdopen(self._open_below(name), "rb") as file:
-                if os.fstat(file.fileno()).st_size == 0:
-                    return b""
-                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            fd = self._open_below(name)
+            try:
+                return map_file(fd)
+            finally:
+                os.close(fd)
         except OSError as exc:
             self._raise(exc, "map", name)
 
@@ -314,8 +313,8 @@ class MemoryStorage(Storage):
             raise NotFoundError(f"{self.describe(name)} does not exist") from exc
         return data
 
-    def open_source(self, name: str) -> Source:  # noqa: D102
-        return self.read(name)
+    def open_source(self, name: str) -> memoryview:  # noqa: D102
+        return memoryview(self.read(name))
 
     def create(self, name: str, data: bytes) -> Outcome:  # noqa: D102
         # fsspec's own exclusive mode looks first and writes then, without a lock.

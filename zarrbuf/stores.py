@@ -1,7 +1,7 @@
-"""Where a buffer keeps its trajectories: in memory, or in archives behind a log.
+"""Where a buffer keeps its trajectories: what stores can do, and archives behind a log.
 
-A store lists rows, opens archives and appends. The third kind, folders of RLinf's
-files, is in `rlinf`. Knows no window, no batch and no thread.
+A store lists rows, opens archives and appends. The other kinds are in `memory_store`
+and `rlinf`. Knows no window, no batch and no thread.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from zarrbuf.manifest import Snapshot, schema_id
 from zarrbuf.metadata import CodecName
 from zarrbuf.rows import Row, Rows
 from zarrbuf.storage import Storage
+from zarrbuf.table import Stretch
 from zarrbuf.trajectory import Trajectory, decode_trajectory
 from zarrbuf.trajectory_archive import TrajectoryArchive
 
@@ -102,8 +103,13 @@ class TrajectoryStore(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def rows(self) -> Rows:
+    def listed(self) -> Stretch:
         """The rows listed now, in order."""
+
+    @property
+    def rows(self) -> Rows:
+        """The rows listed now, for those who go through all of them."""
+        return self.listed.rows
 
     @property
     @abc.abstractmethod
@@ -143,12 +149,13 @@ class TrajectoryStore(abc.ABC):
 
     @property
     def mark(self) -> int:
-        """Where the list ends now, for `rows_after`."""
-        return len(self.rows)
+        """Where the list ends now, for `after`."""
+        return self.listed.stop
 
-    def rows_after(self, mark: int) -> Rows:
-        """Return the rows that were listed since `mark` was taken."""
-        return self.rows.take(np.arange(min(mark, len(self.rows)), len(self.rows)))
+    def after(self, listed: Stretch, mark: int) -> Stretch:
+        """Return those of the rows `listed` here that came after `mark` was taken."""
+        start = min(max(listed.start, mark), listed.stop)
+        return Stretch(listed.table, start, listed.stop)
 
     def frozen(self) -> TrajectoryStore:
         """Return what goes on opening the rows listed now, whatever happens here."""
@@ -168,56 +175,6 @@ class TrajectoryStore(abc.ABC):
         return None
 
 
-class MemoryStore(TrajectoryStore):
-    """Archives in memory: of buffers that save nothing, or that are not saved yet."""
-
-    keeps_archives = True
-
-    def __init__(self) -> None:
-        """Make an empty store."""
-        self._items: dict[str, NewTrajectory] = {}
-        self._rows = Rows.of([])
-        self._next_id = 0
-
-    @property
-    def rows(self) -> Rows:  # noqa: D102
-        return self._rows
-
-    @property
-    def next_trajectory_id(self) -> int:  # noqa: D102
-        return self._next_id
-
-    def schema(self, row: Row) -> Schema:  # noqa: D102
-        return self._items[row.uuid].encoded.header.schema
-
-    def open_archive(self, row: Row) -> TrajectoryArchive:  # noqa: D102
-        item = self._items.get(row.uuid)
-        if item is None:
-            raise NotFoundError(f"{known_name(row)} is no longer in memory")
-        return TrajectoryArchive(item.encoded.data, name=known_name(row))
-
-    def append(self, items: Sequence[NewTrajectory]) -> None:  # noqa: D102
-        self._items.update({item.row.uuid: item for item in items})
-        self._rows = Rows.concat([self._rows, Rows.of([item.row for item in items])])
-        self._next_id = max(
-            [self._next_id, *(item.row.trajectory_id + 1 for item in items)]
-        )
-
-    def frozen(self) -> MemoryStore:  # noqa: D102
-        copy = MemoryStore()
-        copy._items, copy._rows = self._items, self._rows
-        return copy
-
-    def drop_first(self, count: int) -> None:
-        """Forget the oldest `count` trajectories; frozen copies keep them."""
-        kept = list(self._items.values())[count:]
-        self._items = {item.row.uuid: item for item in kept}
-        self._rows = self._rows.take(np.arange(count, len(self._rows)))
-
-    def remove_all(self, *, reason: str) -> None:  # noqa: D102
-        self.drop_first(len(self._items))
-
-
 class LogStore(TrajectoryStore):
     """Archives on a storage, listed by the commit log beside them.
 
@@ -230,7 +187,7 @@ class LogStore(TrajectoryStore):
         """Use an opened log."""
         self.log = log
         self.storage: Storage = log.storage
-        self._rows_of: tuple[Snapshot, Rows] = (log.snapshot, log.snapshot.rows)
+        self._unclear_since: int | None = None
 
     @classmethod
     def open(cls, storage: Storage) -> LogStore:
@@ -246,20 +203,15 @@ class LogStore(TrajectoryStore):
         return cls(open_or_create_log(storage, config=config))
 
     @property
-    def rows(self) -> Rows:  # noqa: D102
-        snapshot, rows = self._rows_of
-        if snapshot is not self.log.snapshot:
-            snapshot = self.log.snapshot
-            rows = snapshot.rows
-            self._rows_of = (snapshot, rows)
-        return rows
+    def listed(self) -> Stretch:  # noqa: D102
+        return self.log.snapshot.table.listed
 
     @property
     def mark(self) -> int:  # noqa: D102
         return self.log.snapshot.version
 
-    def rows_after(self, mark: int) -> Rows:  # noqa: D102
-        return self.rows.take(np.flatnonzero(self.rows.column("version") > mark))
+    def after(self, listed: Stretch, mark: int) -> Stretch:  # noqa: D102
+        return rows_since(listed, mark)
 
     @property
     def next_trajectory_id(self) -> int:  # noqa: D102
@@ -296,10 +248,13 @@ class LogStore(TrajectoryStore):
         return archive
 
     def append(self, items: Sequence[NewTrajectory]) -> None:  # noqa: D102
+        if self._unclear_since is None:
+            self._unclear_since = self.log.snapshot.version
         for item in items:
             self._write(item)
         for start in range(0, len(items), MAX_ADDS):
-            self._commit(items[start : start + MAX_ADDS])
+            self._commit(items[start : start + MAX_ADDS], self._unclear_since)
+        self._unclear_since = None
 
     def _write(self, item: NewTrajectory) -> None:
         try:
@@ -309,9 +264,9 @@ class LogStore(TrajectoryStore):
                 f"{known_name(item.row)} could not be saved: {exc}"
             ) from exc
 
-    def _commit(self, items: Sequence[NewTrajectory]) -> None:
+    def _commit(self, items: Sequence[NewTrajectory], since: int) -> None:
         def build(now: Snapshot) -> Sequence[Action]:
-            return build_adds(now, items)
+            return build_adds(now, items, since=since)
 
         try:
             self.log.commit(build, op="add")
@@ -323,20 +278,36 @@ class LogStore(TrajectoryStore):
 
     def remove_all(self, *, reason: str) -> None:  # noqa: D102
         def build(now: Snapshot) -> Sequence[Action]:
-            ids = now.rows.trajectory_ids.tolist()
+            ids = now.table.listed.trajectory_ids.tolist()
             return [{"action": "remove", "ids": ids, "reason": reason}] if ids else []
 
         self.log.commit(build, op=reason)
 
 
-def build_adds(now: Snapshot, items: Sequence[NewTrajectory]) -> list[Action]:
+def rows_since(listed: Stretch, version: int) -> Stretch:
+    """Return those of the rows of a log that came after a version."""
+    versions = listed.table.rows.column("version")
+    start = int(np.searchsorted(versions, version, side="right"))
+    return Stretch(
+        listed.table, min(max(listed.start, start), listed.stop), listed.stop
+    )
+
+
+def build_adds(
+    now: Snapshot, items: Sequence[NewTrajectory], *, since: int
+) -> list[Action]:
     """Return the actions that add trajectories to a snapshot.
 
     New ids go on from the highest so far; schemas that are not declared yet come
     first. What is listed already, because an earlier try landed, is left out.
+
+    Args:
+        now: what stands.
+        items: the trajectories.
+        since: the version before they were tried first.
     """
-    listed = set(now.rows.fixed["uuid"][-4 * MAX_ADDS :].tolist())
-    items = [item for item in items if bytes.fromhex(item.row.uuid) not in listed]
+    listed = set(rows_since(now.table.listed, since).uuids())
+    items = [item for item in items if item.row.uuid not in listed]
     if not items:
         return []
     known = dict(now.schemas)

@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zarrbuf.checkpoints import check_checkpoints
+from zarrbuf.chunks import crc32c
 from zarrbuf.commits import CommitLog, list_versions
 from zarrbuf.errors import FormatError, ZarrbufError
-from zarrbuf.format import ROOT_NAME, TRAJECTORY_DIR
+from zarrbuf.format import ROOT_NAME, TRAJECTORY_DIR, trajectory_path
 from zarrbuf.manifest import Snapshot
 from zarrbuf.opening import open_store
 from zarrbuf.rlinf import RlinfStore
 from zarrbuf.rlinf_index import is_rlinf_folder
 from zarrbuf.rows import UNKNOWN_SCHEMA, Row
-from zarrbuf.shards import crc32c
 from zarrbuf.storage import LocalStorage, Storage, open_storage
 from zarrbuf.stores import LogStore, TrajectoryStore, known_name
 from zarrbuf.trajectory_archive import TrajectoryArchive
@@ -89,9 +89,9 @@ def verify(
     if log is not None:
         store = LogStore(log)
         _verify_rows(store, result, progress)
-        listed = {store.rows.row(n).path for n in range(len(store.rows))}
         present = set(_list_archives(storage))
-        result.num_unreferenced = len(present - listed)
+        listed = map(trajectory_path, store.listed.uuids())
+        result.num_unreferenced = len(present.difference(listed))
     return result
 
 
@@ -143,9 +143,10 @@ def _list_archives(storage: Storage) -> Iterator[str]:
 def _verify_rows(
     store: TrajectoryStore, result: Verification, progress: Progress | None
 ) -> None:
-    total = len(store.rows)
+    rows = store.rows
+    total = len(rows)
     for number in range(total):
-        row = store.rows.row(number)
+        row = rows.row(number)
         try:
             archive = store.open_archive(row)
             result.num_chunks += archive.check()  # first, since it names the field
@@ -161,7 +162,7 @@ def _verify_rows(
 
 
 def _check_crc(row: Row, archive: TrajectoryArchive) -> None:
-    if row.schema != UNKNOWN_SCHEMA and crc32c(archive.source[:]) != row.crc:
+    if row.schema != UNKNOWN_SCHEMA and crc32c(bytes(archive.source)) != row.crc:
         raise FormatError(
             f"{archive.name}: the crc32c of its {row.size} bytes is not the one in the "
             "manifest"

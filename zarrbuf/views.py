@@ -1,6 +1,7 @@
 """What a buffer samples from right now: the newest rows of some stores.
 
-A view is immutable; adding, loading and clearing make a new one. Owns the window
+A view is immutable; adding, loading and clearing make a new one, which costs the same
+however many rows there are. Owns the window
 across stores and which fields its batches have. Knows no thread and no file.
 """
 
@@ -9,68 +10,115 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.format import BatchField, FieldSpec, Schema
-from zarrbuf.reader import BatchReader, sorted_fields
-from zarrbuf.rows import UNKNOWN_SCHEMA, IntArray, Rows
-from zarrbuf.sampling import Window, window_start
+from zarrbuf.reader import BatchReader
+from zarrbuf.rows import UNKNOWN_SCHEMA, IntArray, Row, Rows
+from zarrbuf.sampling import Span, Window, window_start
+from zarrbuf.small_fields import sorted_fields
 from zarrbuf.stores import TrajectoryStore, known_name
+from zarrbuf.table import Stretch
 from zarrbuf.trajectory_archive import TrajectoryArchive
 
 _LOG: Final = logging.getLogger("zarrbuf")
-Part = tuple[TrajectoryStore, Rows]
+_UNKNOWN: Final = int(UNKNOWN_SCHEMA, 16)
+_MAX_KNOWN: Final = 256
+Part = tuple[TrajectoryStore, Stretch]
+FieldsOfSchemas = dict[frozenset[int], list[BatchField]]
 
 
 @dataclass(frozen=True)
 class View:
     """The trajectories of the window, each with the store it is in.
 
+    Positions count all rows of the parts, those too that were taken off the list.
+
     Attributes:
-        rows: rows of the window, in order.
-        stores: the stores.
-        store_of: int64 [len(rows)], position of each row's store in `stores`.
+        parts: stores with the listed rows that are in the window.
+        known: schemas -> fields of batches; views of one buffer share it.
     """
 
-    rows: Rows
-    stores: tuple[TrajectoryStore, ...]
-    store_of: IntArray
+    parts: tuple[Part, ...]
+    known: FieldsOfSchemas = field(default_factory=dict)
 
     @classmethod
-    def of(cls, parts: Sequence[Part], *, sample_window_size: int) -> View:
+    def of(
+        cls,
+        parts: Sequence[Part],
+        *,
+        sample_window_size: int,
+        known: FieldsOfSchemas | None = None,
+    ) -> View:
         """Make the view of the newest rows of `parts`, one after the other.
 
         Args:
             parts: stores with those of their rows that are listed.
             sample_window_size: trajectories in the window, 0 for all.
+            known: what other views found out about the fields of some schemas.
         """
-        total = sum(len(rows) for _, rows in parts)
-        skip = window_start(total, sample_window_size)
-        blocks, owners = [], []
-        for number, (_, rows) in enumerate(parts):
-            kept = np.arange(min(skip, len(rows)), len(rows))
-            skip -= min(skip, len(rows))
-            blocks.append(rows.take(kept) if len(kept) < len(rows) else rows)
-            owners.append(np.full(len(kept), number, np.int64))
-        store_of = np.concatenate([np.zeros(0, np.int64), *owners])
-        return cls(Rows.concat(blocks), tuple(store for store, _ in parts), store_of)
+        total = sum(len(listed) for _, listed in parts)
+        wanted = total - window_start(total, sample_window_size)
+        kept: list[Part] = []
+        for store, listed in reversed(parts):
+            newest = listed.newest(wanted)
+            wanted -= len(newest)
+            kept.append((store, newest))
+        return cls(tuple(reversed(kept)), {} if known is None else known)
+
+    def __len__(self) -> int:
+        """Return the number of trajectories in the window."""
+        return sum(len(listed) for _, listed in self.parts)
 
     @functools.cached_property
     def window(self) -> Window:
         """The samples of the window, numbered."""
-        return Window.of(self.rows.column("T"), self.rows.column("B"))
+        return Window.of_spans([_span(listed) for _, listed in self.parts])
+
+    @functools.cached_property
+    def positions(self) -> IntArray:
+        """Positions of the trajectories in the window, in order."""
+        pairs = zip(self.window.firsts, self.parts, strict=False)
+        found = [
+            first + listed.positions - listed.start for first, (_, listed) in pairs
+        ]
+        return np.concatenate([np.zeros(0, np.int64), *found])
+
+    def _locate(self, position: int) -> tuple[TrajectoryStore, Rows, int]:
+        """Return the store of a trajectory, the rows it is in, and where."""
+        number, offset = self.window.locate(position)
+        store, listed = self.parts[number]
+        return store, listed.table.rows, listed.start + offset
 
     def store(self, position: int) -> TrajectoryStore:
-        """Return the store of one row."""
-        return self.stores[int(self.store_of[position])]
+        """Return the store of one trajectory."""
+        return self._locate(position)[0]
+
+    def row(self, position: int) -> Row:
+        """Return the row of one trajectory."""
+        _, rows, number = self._locate(position)
+        return rows.row(number)
+
+    def uuids(self, positions: Sequence[int]) -> list[str]:
+        """Return the uuids of some trajectories, ascending positions."""
+        wanted = np.asarray(positions, np.int64)
+        cuts = np.searchsorted(wanted, self.window.firsts)
+        found: list[str] = []
+        for number, (_, listed) in enumerate(self.parts):
+            here = wanted[cuts[number] : cuts[number + 1]]
+            here = here - self.window.firsts[number] + listed.start
+            uuids = listed.table.rows.fixed["uuid"][here]
+            found += [uuid.hex() for uuid in uuids.tolist()]
+        return found
 
     def archive(self, position: int, reader: BatchReader) -> TrajectoryArchive:
-        """Return the archive of one row."""
-        return reader.archive(self.rows, position, self.store(position))
+        """Return the archive of one trajectory."""
+        store, rows, number = self._locate(position)
+        return reader.archive(rows, number, store)
 
     def fields(self, reader: BatchReader) -> list[BatchField]:
         """Return the fields that every trajectory of the window has, by name.
@@ -83,15 +131,27 @@ class View:
                 different dtype or shape.
         """
         if "_fields" not in self.__dict__:
-            self.__dict__["_fields"] = self._common_fields(reader)
+            self.__dict__["_fields"] = self._fields_of_schemas(reader)
         found: list[BatchField] = self.__dict__["_fields"]
         return found
+
+    def _fields_of_schemas(self, reader: BatchReader) -> list[BatchField]:
+        key = frozenset(s for _, listed in self.parts for s in listed.schemas)
+        if _UNKNOWN in key:  # says nothing about the fields
+            return self._common_fields(reader)
+        fields = self.known.get(key)
+        if fields is None:
+            fields = self._common_fields(reader)
+            if len(self.known) >= _MAX_KNOWN:
+                self.known.clear()
+            self.known[key] = fields
+        return fields
 
     def _common_fields(self, reader: BatchReader) -> list[BatchField]:
         known: dict[str, BatchField] = {}
         common: set[str] | None = None
-        for position in self._one_of_each_schema():
-            row = self.rows.row(position)
+        for position in self._some_of_each_schema():
+            row = self.row(position)
             if row.schema == UNKNOWN_SCHEMA:
                 schema = self.archive(position, reader).header.schema
             else:
@@ -104,13 +164,28 @@ class View:
         _warn_left_out(frozenset(set(known) - (common or set())))
         return [known[name] for name in sorted(common or ())]
 
-    def _one_of_each_schema(self) -> list[int]:
+    def _some_of_each_schema(self) -> list[int]:
         """Return one row per store and schema; every row whose schema is not known."""
-        schemas = self.rows.fixed["schema"]
-        pairs = np.empty(len(self.rows), [("store", "<i8"), ("schema", "<u8")])
-        pairs["store"], pairs["schema"] = self.store_of, schemas
-        _, first = np.unique(pairs, return_index=True)
-        return sorted({*first.tolist(), *np.flatnonzero(schemas == 0).tolist()})
+        found: list[int] = []
+        for first, (_, listed) in zip(self.window.firsts, self.parts, strict=False):
+            positions = {*listed.schemas.values()}
+            if _UNKNOWN in listed.schemas:
+                every = listed.positions
+                schemas = listed.table.rows.fixed["schema"][every]
+                positions.update(every[schemas == _UNKNOWN].tolist())
+            found += [int(first) + n - listed.start for n in sorted(positions)]
+        return found
+
+
+def _span(listed: Stretch) -> Span:
+    """Return the samples of listed rows, in the memory of their table."""
+    part, table = slice(listed.start, listed.stop), listed.table
+    return Span(
+        table.ends[part],
+        table.samples_before(listed.start),
+        table.rows.column("T")[part],
+        table.rows.column("B")[part],
+    )
 
 
 def check_fields(
@@ -126,11 +201,11 @@ def check_fields(
     Raises:
         InvalidInputError: naming the first that differs.
     """
-    for field in fields:
-        other = known.get(field.name)
-        if other is not None and other.spec != field.spec:
+    for one in fields:
+        other = known.get(one.name)
+        if other is not None and other.spec != one.spec:
             raise InvalidInputError(
-                f"{name}: field {field.name!r} is {_describe(field.spec)}; in the "
+                f"{name}: field {one.name!r} is {_describe(one.spec)}; in the "
                 f"trajectories before it is {_describe(other.spec)}"
             )
 
@@ -145,10 +220,9 @@ def known_fields(parts: Sequence[Part]) -> dict[str, BatchField]:
     Of rows whose file was not opened yet, the newest stands for all.
     """
     known: dict[str, BatchField] = {}
-    for store, rows in parts:
-        _, first = np.unique(rows.fixed["schema"][::-1], return_index=True)
-        for position in (len(rows) - 1 - first).tolist():
-            schema: Schema = store.schema(rows.row(position))
+    for store, listed in parts:
+        for position in sorted(listed.schemas.values()):
+            schema: Schema = store.schema(listed.table.rows.row(position))
             known.update({field.name: field for field in sorted_fields(schema)})
     return known
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from numcodecs import blosc
 
+from zarrbuf.chunks import crc32c, decode_chunk_into, encode_chunk
 from zarrbuf.errors import FormatError
 from zarrbuf.format import AnyArray
 from zarrbuf.metadata import CODECS, CodecName
-from zarrbuf.shards import crc32c, decode_chunk_into, encode_chunk
 
 WHERE = "some.zarr.zip: field 'obs/image'"
 CODEC_NAMES = sorted(CODECS)
@@ -131,6 +131,10 @@ def test_a_number_without_dimensions_is_a_plain_chunk() -> None:
     out = np.empty(())
     decode_chunk_into(chunk, 0, len(chunk), out, codec="none", where=WHERE)
     assert out == 3.5
+
+
+def test_the_checksum_is_castagnoli() -> None:
+    assert crc32c(b"123456789") == 0xE3069283  # RFC 3720, appendix B.4
 
 
 def test_threads_of_blosc_are_off() -> None:

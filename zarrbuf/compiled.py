@@ -1,0 +1,52 @@
+"""Loops over many chunks, compiled to run without the interpreter lock. Optional.
+
+A 50 KB frame decodes in 8 us; in a Python loop the interpreter takes half as much again
+and a second thread waits for its lock more than it works. Compiled with numba (extra
+`fast`), a loop calls c-blosc and crc32c itself, and two threads take little more than
+half the time of one (`python -m benchmarks.profile`). Where numba or a function is
+missing there are no loops, and `chunks` does the same in Python.
+
+numba takes 60 MB and half a second, so that it is loaded when the first batch or
+trajectory needs it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+from typing import Any, Final
+
+_LOG: Final = logging.getLogger("zarrbuf")
+
+
+@functools.cache
+def _loops() -> Any:
+    """Return the module `loops`, or None where it cannot be used."""
+    try:
+        loops = importlib.import_module("zarrbuf.loops")
+    except ImportError as exc:  # not installed, or too old for this NumPy
+        _LOG.info("chunks are decoded in Python, in one thread: %s", exc)
+        return None
+    return loops if loops.bind() else None
+
+
+def have_loops() -> bool:
+    """Whether the loops below can be called."""
+    return _loops() is not None
+
+
+def decode_loop(*arguments: Any) -> None:
+    """Check and decode chunks, see `loops.decode_loop`."""
+    _loops().decode_loop(*arguments)
+
+
+def encode_loop(*arguments: Any) -> int:
+    """Compress blocks of memory, see `loops.encode_loop`."""
+    done: int = _loops().encode_loop(*arguments)
+    return done
+
+
+def gather_loop(*arguments: Any) -> None:
+    """Copy rows of memory, see `loops.gather_loop`."""
+    _loops().gather_loop(*arguments)

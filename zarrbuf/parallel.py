@@ -1,0 +1,224 @@
+"""Many chunks at once: pieces of work for several threads, compiled where that works.
+
+Does what `chunks` does one after the other, and leaves to it what goes wrong, so that
+errors are the same. Checks every address before a loop gets it. Knows no file.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from zarrbuf.blosc import MAX_OVERHEAD, shuffle_of
+from zarrbuf.chunks import (
+    CRC_BYTES,
+    ChunkReads,
+    IntArray,
+    address_of,
+    decode_reads_plainly,
+    encode_rows_plainly,
+)
+from zarrbuf.compiled import (
+    decode_loop,
+    encode_loop,
+    gather_loop,
+    have_loops,
+)
+from zarrbuf.format import AnyArray
+from zarrbuf.metadata import CodecName
+from zarrbuf.workers import Workers
+
+UintArray = npt.NDArray[np.uint64]
+
+MIN_PIECE_BYTES: Final = 1 << 20
+"""Raw bytes worth handing to another thread: 0.1 ms of work."""
+MAX_ENCODE_BYTES: Final = 8 << 20
+"""Raw bytes compressed at once: so much memory each thread may need."""
+_PIECES_PER_THREAD: Final = 4
+
+
+def cut_evenly(sizes: IntArray, num_threads: int) -> list[slice]:
+    """Cut items of given sizes, in order, into pieces of about equal size.
+
+    Args:
+        sizes: int64 [n], bytes of each item.
+        num_threads: threads that share the pieces.
+
+    Returns:
+        Slices that cover all items; one alone if more would not pay.
+    """
+    total = int(sizes.sum())
+    most = 1 if num_threads == 1 else num_threads * _PIECES_PER_THREAD
+    count = max(1, min(most, total // MIN_PIECE_BYTES))
+    marks = np.arange(1, count) * (total / count)
+    cuts = np.searchsorted(np.cumsum(sizes), marks)
+    bounds = np.unique([0, *cuts.tolist(), len(sizes)]).tolist()
+    return [slice(*pair) for pair in itertools.pairwise(bounds)]
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Chunks of several fields in columns, as `decode_loop` wants them."""
+
+    entries: UintArray
+    sources: UintArray
+    source_bytes: IntArray
+    targets: UintArray
+    num_bytes: IntArray
+    compressors: IntArray
+    max_size: int
+    sizes: IntArray
+
+    @classmethod
+    def of(cls, reads: Sequence[ChunkReads]) -> _Table:
+        numbers = [shard.numbers for one in reads for shard in one.shards]
+        counts = np.concatenate([one.counts for one in reads])
+        columns = np.repeat(np.array(numbers, np.int64), counts, axis=0)
+        chunks = np.concatenate([one.chunks for one in reads])
+        rows = np.concatenate([one.rows for one in reads])
+        outs = np.array(
+            [(address_of(one.out), one.row_bytes, len(one.out)) for one in reads]
+        )
+        outs = np.repeat(outs, [len(one.rows) for one in reads], axis=0)
+        # No address may lie outside its memory, whatever the caller believes.
+        assert (chunks >= 0).all()
+        assert (chunks < columns[:, 3]).all()
+        assert (rows >= 0).all()
+        assert (rows < outs[:, 2]).all()
+        return cls(
+            entries=(columns[:, 1] + 16 * chunks).astype(np.uint64),
+            sources=columns[:, 0].astype(np.uint64),
+            source_bytes=columns[:, 2].copy(),
+            targets=(outs[:, 0] + rows * outs[:, 1]).astype(np.uint64),
+            num_bytes=outs[:, 1].copy(),
+            compressors=columns[:, 5].copy(),
+            max_size=int(columns[:, 4].max()),
+            sizes=np.full(len(rows), -1),
+        )
+
+    def decode(self, piece: slice) -> None:
+        """Decode some of the chunks; `sizes` tells which were right."""
+        decode_loop(
+            self.entries[piece],
+            self.sources[piece],
+            self.source_bytes[piece],
+            self.targets[piece],
+            self.num_bytes[piece],
+            self.compressors[piece],
+            np.empty(self.max_size, np.uint8),
+            self.sizes[piece],
+        )
+
+
+def decode_reads(reads: Sequence[ChunkReads], workers: Workers) -> int:
+    """Check and decode chunks to their rows.
+
+    Args:
+        reads: chunks; no two are decoded to one row.
+        workers: threads that share the work.
+
+    Returns:
+        Stored bytes of the chunks.
+
+    Raises:
+        FormatError: if a chunk is damaged or holds another size than a row; the first
+            in order. Rows may have been written.
+    """
+    reads = [one for one in reads if len(one.chunks)]
+    if not reads or not have_loops():
+        return decode_reads_plainly(reads)
+    table = _Table.of(reads)
+
+    def decode(piece: slice, keep: Any = reads) -> None:
+        # `keep`: a thread that is left behind still has the memory it writes to.
+        table.decode(piece)
+
+    workers.run(decode, cut_evenly(table.num_bytes, workers.num_threads))
+    undone = np.flatnonzero(table.sizes < 0)
+    if not len(undone):
+        return int(table.sizes.sum())
+    starts = np.cumsum([0, *(len(one.chunks) for one in reads)])
+    for number in undone.tolist():
+        which = int(np.searchsorted(starts, number, side="right")) - 1
+        reads[which].decode(number - int(starts[which]))
+    return sum(int(np.diff(one.stored_ranges()).sum()) for one in reads)
+
+
+def encode_rows(
+    parts: Sequence[AnyArray], codec: CodecName, level: int, *, workers: Workers
+) -> list[bytes]:
+    """Do what `encode_rows_plainly` does, with several threads; the bytes are equal."""
+    row_bytes = parts[0].shape[2] * parts[0].itemsize
+    if codec == "none" or not have_loops():
+        return encode_rows_plainly(parts, codec, level)
+    blocks = _stored_addresses(parts, row_bytes)
+    encoded: dict[int, list[bytes] | None] = {}
+
+    def encode(piece: slice, keep: Any = parts) -> None:
+        encoded[piece.start] = _encode_piece(blocks[piece], keep[0], codec, level)
+
+    workers.run(encode, _encode_pieces(len(blocks), row_bytes, workers.num_threads))
+    found = [encoded[start] for start in sorted(encoded)]
+    if any(piece is None for piece in found):  # the plain way tells what is wrong
+        return encode_rows_plainly(parts, codec, level)
+    return [chunk for piece in found for chunk in piece or ()]
+
+
+def _stored_addresses(parts: Sequence[AnyArray], row_bytes: int) -> UintArray:
+    """Return the address of each row in the order of `chunks.in_stored_order`."""
+    num_steps, num_envs = parts[0].shape[:2]
+    first = np.array([address_of(part) for part in parts])
+    rows = np.arange(num_steps * num_envs).reshape(num_steps, num_envs).T
+    addresses = rows[:, :, None] * row_bytes + first
+    flat: UintArray = addresses.reshape(-1).astype(np.uint64)
+    return flat
+
+
+def _encode_pieces(count: int, row_bytes: int, num_threads: int) -> list[slice]:
+    """Cut rows into pieces that need little memory and keep all threads at work."""
+    total = count * row_bytes
+    threads = num_threads if total >= MIN_PIECE_BYTES * num_threads else 1
+    size = max(1, min(-(-count // threads), MAX_ENCODE_BYTES // row_bytes))
+    return [slice(at, min(at + size, count)) for at in range(0, count, size)]
+
+
+def _encode_piece(
+    blocks: UintArray, like: AnyArray, codec: CodecName, level: int
+) -> list[bytes] | None:
+    """Encode rows; None if one did not compress."""
+    row_bytes = like.shape[2] * like.itemsize
+    out = np.empty(len(blocks) * (row_bytes + MAX_OVERHEAD + CRC_BYTES), np.uint8)
+    stops = np.empty(len(blocks), np.int64)
+    name = np.frombuffer(codec.encode() + b"\0", np.uint8)
+    shuffle = shuffle_of(like)
+    done = encode_loop(
+        blocks, row_bytes, like.itemsize, shuffle, level, name, out, stops
+    )
+    if done < len(blocks):
+        return None
+    encoded: list[bytes] = []
+    start = 0
+    for stop in stops.tolist():
+        encoded.append(out[start:stop].tobytes() if stop > start else encoded[-1])
+        start = stop
+    return encoded
+
+
+def gather_rows(sources: UintArray, out: AnyArray, rows: IntArray) -> None:
+    """Copy rows of memory to rows of an array.
+
+    Args:
+        sources: uint64 [n], addresses where a row of `out` can be read.
+        out: C-contiguous array [m, ...].
+        rows: int64 [n], where each goes.
+    """
+    assert have_loops()
+    assert not len(rows) or (rows.min() >= 0 and rows.max() < len(out))
+    num_bytes = out[:1].nbytes
+    targets = (rows * num_bytes + address_of(out)).astype(np.uint64)
+    gather_loop(sources, targets, num_bytes)

@@ -1,0 +1,74 @@
+"""Draw a batch: which samples, into which memory, at what cost.
+
+Joins the draws, the plan, the reader and the memory of batches. Owns no trajectory and
+no generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+
+from zarrbuf.arguments import check_whole_number
+from zarrbuf.batches import arrays_of, as_batch, new_arrays
+from zarrbuf.errors import EmptyBufferError
+from zarrbuf.memory import BatchMemory
+from zarrbuf.reader import BatchReader
+from zarrbuf.sampling import plan_batch
+from zarrbuf.stats import ReadStats
+from zarrbuf.trajectory_archive import TrajectoryArchive
+from zarrbuf.views import View
+
+MAX_BATCH: Final = 2**24
+"""Samples of one batch; the images of so many are more than memories hold."""
+
+
+@dataclass(frozen=True)
+class _Trajectories:
+    """The trajectories of a view, opened by a reader."""
+
+    view: View
+    reader: BatchReader
+
+    def uuids(self, positions: Sequence[int]) -> list[str]:
+        return self.view.uuids(positions)
+
+    def archive(self, position: int) -> TrajectoryArchive:
+        return self.view.archive(position, self.reader)
+
+
+class Sampler:
+    """Draws batches from views."""
+
+    def __init__(self, reader: BatchReader, memory: BatchMemory) -> None:
+        """Read with `reader`, into `memory` unless the caller has some."""
+        self._reader = reader
+        self._memory = memory
+
+    def sample(
+        self, view: View, count: int, generator: torch.Generator, out: Any
+    ) -> dict[str, Any]:
+        """Do what `TrajectoryReplayBuffer.sample` says, from `view`."""
+        count = check_whole_number("num_chunks", count, minimum=1, maximum=MAX_BATCH)
+        total = view.window.total_samples
+        if not total:
+            raise EmptyBufferError(
+                "the buffer holds no trajectory; add or load some before sampling"
+            )
+        planning = ReadStats()
+        with planning.timing("plan"):
+            fields = view.fields(self._reader)
+            if out is None:
+                arrays = new_arrays(fields, count, self._memory)
+            else:
+                arrays = arrays_of(out, fields, count)
+            draws = torch.randint(0, total, (count,), generator=generator)
+            plan = plan_batch(draws.numpy(), view.window)
+        window = _Trajectories(view, self._reader)
+        stats = self._reader.read_batch(plan, arrays, fields, window)
+        stats.add(planning)
+        self._reader.stats.add(stats)
+        return as_batch(fields, arrays) if out is None else out

@@ -1,0 +1,83 @@
+"""What sampling has cost: numbers, of the last call and in total. Pure."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter
+
+
+@dataclass
+class ReadStats:
+    """What calls of `sample` have cost. Bytes and chunks are those of big fields.
+
+    Attributes:
+        batches: calls.
+        samples: samples put into batches.
+        chunks_read: chunks decoded for them.
+        bytes_read: stored bytes of these chunks.
+        bytes_decoded: decoded bytes of these chunks.
+        archives_opened: trajectories that had to be opened.
+        small_fields_decoded: trajectories whose small fields had to be decoded.
+        small_fields_cached: trajectories whose small fields were kept decoded.
+        plan_seconds: drawing, and finding out which chunks are wanted.
+        read_seconds: opening archives, and asking the system for what is not in memory.
+        decode_seconds: checking and decoding chunks, the wait for them included.
+        gather_seconds: copying small fields into the batch.
+    """
+
+    batches: int = 0
+    samples: int = 0
+    chunks_read: int = 0
+    bytes_read: int = 0
+    bytes_decoded: int = 0
+    archives_opened: int = 0
+    small_fields_decoded: int = 0
+    small_fields_cached: int = 0
+    plan_seconds: float = 0.0
+    read_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    gather_seconds: float = 0.0
+
+    def add(self, other: ReadStats) -> None:
+        """Add what other calls have cost."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+    @contextmanager
+    def timing(self, name: str) -> Iterator[None]:
+        """Add the seconds that a block takes to `{name}_seconds`."""
+        started = perf_counter()
+        try:
+            yield
+        finally:
+            key = f"{name}_seconds"
+            setattr(self, key, getattr(self, key) + perf_counter() - started)
+
+
+class StatsKeeper:
+    """The last call and the sum of all; safe between threads."""
+
+    def __init__(self) -> None:
+        """Start from nothing."""
+        self._total = ReadStats()
+        self._last = ReadStats()
+        self.make_lock()
+
+    def make_lock(self) -> None:
+        """Start with a lock that nobody holds."""
+        self._lock = threading.Lock()
+
+    def add(self, call: ReadStats) -> None:
+        """Take in one call."""
+        with self._lock:
+            self._total.add(call)
+            self._last = call
+
+    def numbers(self) -> dict[str, float]:
+        """Return every total by its name, and the last call's as `last_{name}`."""
+        with self._lock:
+            total, last = dict(vars(self._total)), dict(vars(self._last))
+        return {**total, **{f"last_{name}": value for name, value in last.items()}}
