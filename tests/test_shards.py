@@ -29,7 +29,7 @@ WHERE = "some.zarr.zip: field 'obs/image'"
 CODEC_NAMES = sorted(CODECS)
 MISSING = 2**64 - 1
 WAYS: tuple[EncodeRows, ...] = (
-    chunks.encode_rows,
+    chunks.encode_rows_plainly,
     functools.partial(parallel.encode_rows, workers=Workers(2)),
 )
 """The plain way to compress rows, and the one that is used."""
@@ -59,7 +59,7 @@ def stages(images: AnyArray) -> tuple[AnyArray, AnyArray]:
 def encode(
     parts: tuple[AnyArray, ...],
     info: ArrayInfo,
-    encode_rows: EncodeRows = chunks.encode_rows,
+    encode_rows: EncodeRows = chunks.encode_rows_plainly,
 ) -> bytes:
     return b"".join(encode_shard(parts, info, encode_rows=encode_rows))
 
