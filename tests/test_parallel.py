@@ -65,7 +65,7 @@ def test_chunks_that_are_sound_are_not_decoded_the_plain_way(
     target = Target.of(3, (100,), "uint8")
     reads = [reads_of([shard], [[0, 1, 2]], target, [2, 0, 1])]
     monkeypatch.setattr(ChunkReads, "decode", refuse)
-    monkeypatch.setattr(chunks, "decode_reads", refuse)
+    monkeypatch.setattr(parallel, "decode_reads_plainly", refuse)
     parallel.decode_reads(reads, WORKERS[1])
     assert (target.out[[2, 0, 1]] == rows_of(3, 100, "random")).all()
 
@@ -77,7 +77,9 @@ def test_rows_are_not_encoded_the_plain_way(
 ) -> None:
     parts = [rows_of(6, 500, "random").reshape(3, 2, 500)]
     expected = chunks.encode_rows_plainly(parts, codec, 5)
-    monkeypatch.setattr(chunks, "encode_rows", lambda *_: pytest.fail("plain"))
+    monkeypatch.setattr(
+        parallel, "encode_rows_plainly", lambda *_: pytest.fail("plain")
+    )
     assert parallel.encode_rows(parts, codec, 5, workers=WORKERS[2]) == expected
 
 
