@@ -74,10 +74,8 @@ class Bench:
 
     def look_up(self, plan: ReadPlan) -> list[ChunkReads]:
         """Find the image chunks of a plan; the data has no extra image rows."""
-        archives = [self.archives[group.position] for group in plan.groups]
-        counts = np.array([len(group.out) for group in plan.groups])
-        flat = np.concatenate([group.flat for group in plan.groups])
-        rows = np.concatenate([group.out for group in plan.groups])
+        archives = [self.archives[position] for position in plan.positions.tolist()]
+        counts, flat, rows = plan.counts, plan.flat, plan.rows
         sizes = [one.header.num_steps * one.header.num_envs for one in archives]
         following = np.repeat(sizes, counts)
         return [

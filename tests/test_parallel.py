@@ -695,7 +695,7 @@ def no_loops(monkeypatch: pytest.MonkeyPatch) -> None:
         if hasattr(sys.modules[room], "have_loops"):
             monkeypatch.setattr(f"{room}.have_loops", lambda: False)
     assert not parallel.have_loops()
-    for name in ("decode_loop", "encode_loop", "gather_loop"):
+    for name in ("decode_loop", "encode_loop", "scatter_loop"):
         monkeypatch.setattr(parallel, name, lambda *_: pytest.fail("a loop is called"))
 
 
@@ -777,43 +777,55 @@ def test_equal_items_are_cut_into_equal_pieces_enough_for_all_threads() -> None:
         assert parallel.cut_evenly(sizes[:19], 4) == [slice(0, 19)]
 
 
-# Gathering.
+# Scattering.
+
+COLUMNS = ("<u1", "<f4", "<u2, 3i8, ?")
 
 
 @needs_loops
 @settings(deadline=None)
 @given(
     st.integers(0, 2**32 - 1),
-    st.integers(0, 20),
-    st.sampled_from(("uint8", "float32", "<u2, 3i8, ?")),
-    st.sampled_from(((), (3,), (2, 5))),
+    st.integers(0, 100),
+    st.lists(
+        st.tuples(st.sampled_from(COLUMNS), st.sampled_from(((), (3,), (2, 5), (0,)))),
+        min_size=1,
+        max_size=4,
+    ),
 )
-def test_rows_are_gathered_from_anywhere(
-    seed: int, count: int, dtype: str, shape: tuple[int, ...]
+def test_fields_of_packed_rows_go_where_they_belong(
+    seed: int, count: int, columns: list[tuple[str, tuple[int, ...]]]
 ) -> None:
     rng = np.random.default_rng(seed)
-    row_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    table = rng.integers(0, 256, (9, row_bytes), dtype=np.uint8)
+    packed = np.dtype([(f"f{n}", *column) for n, column in enumerate(columns)])
+    table = rng.integers(0, 256, (9, packed.itemsize), dtype=np.uint8)
     picks = rng.integers(0, 9, count)
     rows = rng.permutation(count + 2)[:count]
-    memory = np.full((count + 4) * row_bytes, CANARY, np.uint8)
-    inner = memory[row_bytes:-row_bytes]
-    out = inner.view(np.dtype(dtype)).reshape(count + 2, *shape)
-    address = np.uint64(table.ctypes.data)
-    sources = address + (picks * row_bytes).astype(np.uint64)
-    parallel.gather_rows(sources, out, rows)
-    expected = np.full((count + 4, row_bytes), CANARY, np.uint8)
-    expected[1 + rows] = table[picks]
-    assert memory.tobytes() == expected.tobytes()
+    offsets, outs, memories = [], [], []
+    for name in packed.names or ():
+        dtype, offset = (packed.fields or {})[name][:2]
+        memory = np.full((count + 4, dtype.itemsize), CANARY, np.uint8)
+        offsets.append(offset)
+        memories.append(memory)
+        inner = memory[1:-1].reshape(-1).view(dtype.base)
+        outs.append(inner.reshape(count + 2, *dtype.shape))
+    sources = np.uint64(table.ctypes.data) + (picks * packed.itemsize).astype(np.uint64)
+    parallel.scatter_rows(sources, packed.itemsize, offsets, outs, rows)
+    for offset, memory in zip(offsets, memories, strict=True):
+        expected = np.full_like(memory, CANARY)
+        expected[1 + rows] = table[picks, offset : offset + memory.shape[1]]
+        assert memory.tobytes() == expected.tobytes()
 
 
 @needs_loops
-@pytest.mark.parametrize("row", [-1, 3, 2**40])
-def test_no_row_is_gathered_to_memory_outside(
-    row: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("row", "offset"), [(-1, 0), (3, 0), (2**40, 0), (0, -1), (0, 1), (0, 2**40)]
+)
+def test_nothing_is_scattered_from_or_to_memory_outside(
+    row: int, offset: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parallel, "gather_loop", lambda *_: pytest.fail("called"))
+    monkeypatch.setattr(parallel, "scatter_loop", lambda *_: pytest.fail("called"))
     rows: IntArray = np.array([0, row])
     sources = np.zeros(2, np.uint64)
     with pytest.raises(AssertionError):
-        parallel.gather_rows(sources, np.zeros((3, 2)), rows)
+        parallel.scatter_rows(sources, 16, [offset], [np.zeros((3, 2))], rows)

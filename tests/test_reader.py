@@ -30,10 +30,15 @@ class Opened:
 
     def __init__(self, *archives: TrajectoryArchive) -> None:
         self._archives = archives
+        headers = [archive.header for archive in archives]
+        self.window = Window.of(
+            np.array([header.num_steps for header in headers]),
+            np.array([header.num_envs for header in headers]),
+        )
         self.asked_for: list[int] = []
 
-    def uuids(self, positions: Sequence[int]) -> list[str]:
-        return [self._archives[position].header.uuid for position in positions]
+    def uuids(self, positions: IntArray) -> list[str]:
+        return [self._archives[position].header.uuid for position in positions.tolist()]
 
     def archive(self, position: int) -> TrajectoryArchive:
         self.asked_for.append(position)

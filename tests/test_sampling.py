@@ -79,3 +79,38 @@ def test_ranks_outside_the_world_are_refused(rank: int, world: int) -> None:
 
 def test_a_window_is_the_newest_and_zero_means_all() -> None:
     assert [window_start(10, size) for size in (0, 3, 10, 11)] == [0, 7, 0, 0]
+
+
+@given(shapes, st.integers(0, 2**32 - 1), st.integers(0, 40))
+def test_out_of_order_the_samples_are_the_same(
+    lead: list[tuple[int, int]], seed: int, count: int
+) -> None:
+    window = Window.of(np.array([n for n, _ in lead]), np.array([n for _, n in lead]))
+    draws = np.random.default_rng(seed).integers(0, window.total_samples, count)
+    found = [
+        {
+            row: (group.position, sample)
+            for group in plan_batch(draws, window, in_place_order=in_order).groups
+            for row, sample in zip(group.out.tolist(), group.flat.tolist(), strict=True)
+        }
+        for in_order in (True, False)
+    ]
+    assert found[0] == found[1]
+
+
+@given(shapes, st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(0, 9))
+def test_parts_of_a_plan_are_its_groups(
+    lead: list[tuple[int, int]], seed: int, count: int, size: int
+) -> None:
+    window = Window.of(np.array([n for n, _ in lead]), np.array([n for _, n in lead]))
+    draws = np.random.default_rng(seed).integers(0, window.total_samples, count)
+    plan = plan_batch(draws, window)
+    size = 1 + size % len(plan.positions)
+    parts = [
+        plan.part(start, min(start + size, len(plan.positions)))
+        for start in range(0, len(plan.positions), size)
+    ]
+    together = [group for part in parts for group in part.groups]
+    assert [(g.position, g.out.tolist(), g.flat.tolist()) for g in together] == [
+        (g.position, g.out.tolist(), g.flat.tolist()) for g in plan.groups
+    ]

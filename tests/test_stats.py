@@ -26,7 +26,7 @@ COUNTS = (
     "bytes_decoded",
     "archives_opened",
     "small_fields_decoded",
-    "small_fields_cached",
+    "samples_cached",
 )
 SECONDS = ("plan_seconds", "read_seconds", "decode_seconds", "gather_seconds")
 
@@ -199,8 +199,8 @@ def test_small_fields_are_decoded_once_and_then_kept() -> None:
         buffer.sample(300)  # so many that each trajectory is drawn from
         stats = buffer.get_stats()
         assert stats["last_small_fields_decoded"] == (3 if turn == 0 else 0)
-        assert stats["last_small_fields_cached"] == (0 if turn == 0 else 3)
-    assert (stats["small_fields_decoded"], stats["small_fields_cached"]) == (3, 6)
+        assert stats["last_samples_cached"] == (0 if turn == 0 else 300)
+    assert (stats["small_fields_decoded"], stats["samples_cached"]) == (3, 600)
     buffer.clear_cache()
     buffer.sample(300)
     assert buffer.get_stats()["last_small_fields_decoded"] == 3
@@ -212,7 +212,7 @@ def test_without_a_cache_small_fields_are_decoded_each_time() -> None:
         buffer.sample(300)
         stats = buffer.get_stats()
         assert stats["last_small_fields_decoded"] == 3
-        assert stats["last_small_fields_cached"] == 0
+        assert stats["last_samples_cached"] == 0
 
 
 def test_archives_are_opened_once(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_samples_are_those_of_the_listed_rows_one_after_the_other(
     assert len(view) == len(window)
     positions = view.positions.tolist()
     assert [(view.store(n), view.row(n)) for n in positions] == window
-    assert view.uuids(positions) == [row.uuid for _, row in window]
+    assert view.uuids(view.positions) == [row.uuid for _, row in window]
     samples = [
         (where, sample)
         for where, (_, row) in enumerate(window)

@@ -6,45 +6,20 @@ Pure. A row of a big field is a chunk of its own. Reads and decodes nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from zarrbuf.chunks import ChunkReads
 from zarrbuf.errors import FormatError
 from zarrbuf.format import AnyArray, BatchField, step_rows
-from zarrbuf.sampling import Group, IntArray
+from zarrbuf.sampling import IntArray, ReadPlan
 from zarrbuf.trajectory_archive import TrajectoryArchive
-
-
-@dataclass(frozen=True)
-class Places:
-    """The samples of some groups, one group after the other.
-
-    Attributes:
-        counts: int64 [num_groups], samples of each.
-        flat: int64 [n], samples `t * B + b` in their trajectories.
-        rows: int64 [n], rows of the batch.
-    """
-
-    counts: IntArray
-    flat: IntArray
-    rows: IntArray
-
-    @classmethod
-    def of(cls, groups: Sequence[Group]) -> Places:
-        """Put groups one after the other."""
-        return cls(
-            np.array([len(group.out) for group in groups]),
-            np.concatenate([group.flat for group in groups]),
-            np.concatenate([group.out for group in groups]),
-        )
 
 
 def plan_chunks(
     archives: Sequence[TrajectoryArchive],
     field: BatchField,
-    where: Places,
+    plan: ReadPlan,
     out: AnyArray,
 ) -> ChunkReads:
     """Tell which chunks of a big field go to which rows of the batch.
@@ -55,8 +30,8 @@ def plan_chunks(
     # The same field may be an array of its own here and a stage of one there.
     own = [archive.batch_field(field.name) for archive in archives]
     shards = [a.shard(one.field) for a, one in zip(archives, own, strict=True)]
-    chunks = _chunk_numbers(archives, own, where)
-    reads = ChunkReads(shards, where.counts, chunks, out, where.rows)
+    chunks = _chunk_numbers(archives, own, plan)
+    reads = ChunkReads(shards, plan.counts, chunks, out, plan.rows)
     row_bytes = reads.row_bytes
     for archive, shard in zip(archives, shards, strict=True):
         if shard.num_bytes != row_bytes:
@@ -70,21 +45,21 @@ def plan_chunks(
 def _chunk_numbers(
     archives: Sequence[TrajectoryArchive],
     fields: Sequence[BatchField],
-    where: Places,
+    plan: ReadPlan,
 ) -> IntArray:
     """Return the chunk of each sample of a big field.
 
     Args:
         archives: one a group.
         fields: the field as each of them keeps it.
-        where: the samples.
+        plan: the samples.
     """
     pairs = list(zip(archives, fields, strict=True))
     num_rows = [archive.num_rows(field.field) for archive, field in pairs]
     num_envs = [archive.header.num_envs for archive in archives]
-    chunks = where.flat
+    chunks = plan.flat
     if num_rows != [archive.header.num_steps for archive in archives]:
-        parts = np.split(where.flat, np.cumsum(where.counts)[:-1])
+        parts = np.split(plan.flat, np.cumsum(plan.counts)[:-1])
         chunks = np.concatenate(
             [
                 _skip_extra_rows(archive, field, part)
@@ -93,7 +68,7 @@ def _chunk_numbers(
         )
     stages = np.array([field.stage or 0 for field in fields])
     first = stages * np.array(num_rows) * np.array(num_envs)
-    numbers: IntArray = chunks + np.repeat(first, where.counts)
+    numbers: IntArray = chunks + np.repeat(first, plan.counts)
     return numbers
 
 

@@ -16,6 +16,7 @@ class LruCache(Generic[Key, Value]):
 
     Attributes:
         cost: of all that is kept.
+        num_dropped: items that were forgotten, or not even kept, so far.
     """
 
     def __init__(self, *, max_cost: int, max_items: int) -> None:
@@ -25,6 +26,7 @@ class LruCache(Generic[Key, Value]):
         self._items: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
         self.make_lock()
         self.cost = 0
+        self.num_dropped = 0
 
     def make_lock(self) -> None:
         """Start with a lock that nobody holds."""
@@ -53,6 +55,7 @@ class LruCache(Generic[Key, Value]):
         with self._lock:
             self._drop(key)
             if cost > self._max_cost:
+                self.num_dropped += 1
                 return
             self._items[key] = (value, cost)
             self.cost += cost
@@ -68,10 +71,12 @@ class LruCache(Generic[Key, Value]):
         item = self._items.pop(key, None)
         if item is not None:
             self.cost -= item[1]
+            self.num_dropped += 1
 
     def clear(self) -> None:
         """Forget all."""
         with self._lock:
+            self.num_dropped += len(self._items)
             self._items.clear()
             self.cost = 0
 

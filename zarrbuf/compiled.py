@@ -47,6 +47,6 @@ def encode_loop(*arguments: Any) -> int:
     return done
 
 
-def gather_loop(*arguments: Any) -> None:
-    """Copy rows of memory, see `loops.gather_loop`."""
-    _loops().gather_loop(*arguments)
+def scatter_loop(*arguments: Any) -> None:
+    """Copy fields of packed rows, see `loops.scatter_loop`."""
+    _loops().scatter_loop(*arguments)

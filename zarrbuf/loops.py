@@ -19,6 +19,7 @@ from zarrbuf.chunks import CRC_BYTES, RAW
 
 CRC_RESIDUE: Final = 0x48674BC7
 """The crc32c of any bytes followed by their own crc32c, little-endian."""
+_ROWS_AT_ONCE: Final = 32
 MIN_CHUNK_BYTES: Final = HEADER.size + CRC_BYTES
 
 _compiled: Any = numba.njit(nogil=True)
@@ -205,13 +206,31 @@ def encode_loop(
 
 
 @_compiled
-def gather_loop(sources: Any, targets: Any, num_bytes: int) -> None:
-    """Copy rows of memory.
+def scatter_loop(
+    sources: Any, num_bytes: int, rows: Any, offsets: Any, sizes: Any, targets: Any
+) -> None:
+    """Copy the fields of packed rows to arrays of their own.
 
     Args:
-        sources: uint64 [n], addresses of rows.
-        targets: uint64 [n], where each is copied to.
-        num_bytes: bytes of each.
+        sources: uint64 [n], addresses of packed rows.
+        num_bytes: bytes of a packed row.
+        rows: int64 [n], the row of every array that each goes to.
+        offsets: int64 [m], bytes before each field in a packed row.
+        sizes: int64 [m], bytes of each field.
+        targets: uint64 [m], addresses of the arrays.
     """
-    for i in range(len(sources)):
-        _memcpy(targets[i], sources[i], np.uint64(num_bytes))
+    # Whole rows are collected first: the processor waits for several of them at once.
+    scratch = np.empty(_ROWS_AT_ONCE * num_bytes, np.uint8)
+    here = np.uint64(scratch.ctypes.data)
+    for start in range(0, len(sources), _ROWS_AT_ONCE):
+        stop = min(start + _ROWS_AT_ONCE, len(sources))
+        for i in range(start, stop):
+            there = here + np.uint64((i - start) * num_bytes)
+            _memcpy(there, sources[i], np.uint64(num_bytes))
+        for field in range(len(offsets)):
+            for i in range(start, stop):
+                _memcpy(
+                    targets[field] + np.uint64(rows[i] * sizes[field]),
+                    here + np.uint64((i - start) * num_bytes + offsets[field]),
+                    np.uint64(sizes[field]),
+                )

@@ -7,6 +7,7 @@ errors are the same. Checks every address before a loop gets it. Knows no file.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -26,8 +27,8 @@ from zarrbuf.chunks import (
 from zarrbuf.compiled import (
     decode_loop,
     encode_loop,
-    gather_loop,
     have_loops,
+    scatter_loop,
 )
 from zarrbuf.format import AnyArray
 from zarrbuf.metadata import CodecName
@@ -209,16 +210,33 @@ def _encode_piece(
     return encoded
 
 
-def gather_rows(sources: UintArray, out: AnyArray, rows: IntArray) -> None:
-    """Copy rows of memory to rows of an array.
+def scatter_rows(
+    sources: UintArray,
+    num_bytes: int,
+    offsets: Sequence[int],
+    outs: Sequence[AnyArray],
+    rows: IntArray,
+) -> None:
+    """Copy the fields of packed rows to arrays of their own.
 
     Args:
-        sources: uint64 [n], addresses where a row of `out` can be read.
-        out: C-contiguous array [m, ...].
-        rows: int64 [n], where each goes.
+        sources: uint64 [n], addresses of packed rows.
+        num_bytes: bytes of a packed row.
+        offsets: bytes before each field in a packed row.
+        outs: C-contiguous array [m, ...] for each field; a row of it is what a packed
+            row has at its offset.
+        rows: int64 [n], where each packed row goes.
     """
     assert have_loops()
-    assert not len(rows) or (rows.min() >= 0 and rows.max() < len(out))
-    num_bytes = out[:1].nbytes
-    targets = (rows * num_bytes + address_of(out)).astype(np.uint64)
-    gather_loop(sources, targets, num_bytes)
+    assert not len(rows) or (rows.min() >= 0 and rows.max() < min(map(len, outs)))
+    sizes = [out.itemsize * math.prod(out.shape[1:]) for out in outs]
+    pairs = zip(offsets, sizes, strict=True)
+    assert all(at >= 0 and at + size <= num_bytes for at, size in pairs)
+    scatter_loop(
+        sources,
+        num_bytes,
+        rows,
+        np.array(offsets, np.int64),
+        np.array(sizes, np.int64),
+        np.array([address_of(out) for out in outs], np.uint64),
+    )

@@ -12,18 +12,14 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from zarrbuf.big_fields import Places, plan_chunks
+from zarrbuf.big_fields import plan_chunks
 from zarrbuf.cache import LruCache
 from zarrbuf.format import AnyArray, BatchField
 from zarrbuf.mapping import are_in_memory, will_need
 from zarrbuf.parallel import decode_reads
 from zarrbuf.rows import Row, Rows
-from zarrbuf.sampling import Group, ReadPlan
-from zarrbuf.small_fields import (
-    decode_small_fields,
-    gather_small_fields,
-    packed_dtype,
-)
+from zarrbuf.sampling import IntArray, ReadPlan, Window
+from zarrbuf.small_fields import SmallTables, decode_small_fields
 from zarrbuf.stats import ReadStats, StatsKeeper
 from zarrbuf.trajectory_archive import TrajectoryArchive
 from zarrbuf.workers import Workers
@@ -37,10 +33,19 @@ MAX_GROUPS: Final = 4096
 
 
 class Trajectories(Protocol):
-    """The trajectories of a window, by position."""
+    """The trajectories of a window, by position.
 
-    def uuids(self, positions: Sequence[int]) -> list[str]:
-        """Return their uuids."""
+    Attributes:
+        window: the same object as long as positions mean the same trajectories.
+    """
+
+    @property
+    def window(self) -> Window:
+        """See above."""
+        ...
+
+    def uuids(self, positions: IntArray) -> list[str]:
+        """Return the uuids of some, ascending positions."""
         ...
 
     def archive(self, position: int) -> TrajectoryArchive:
@@ -48,8 +53,8 @@ class Trajectories(Protocol):
         ...
 
 
-Run = tuple[Sequence[Group], Sequence[TrajectoryArchive]]
-"""Groups of a plan and their archives, or none where nothing has to be opened."""
+Run = tuple[ReadPlan, Sequence[TrajectoryArchive]]
+"""Some groups of a plan and their archives, or none where nothing has to be opened."""
 
 
 class Home(Protocol):
@@ -93,6 +98,7 @@ class BatchReader:
         self._small: LruCache[str, AnyArray] = LruCache(
             max_cost=cache_bytes, max_items=1 << 20
         )
+        self._tables: SmallTables | None = None
         self.stats = StatsKeeper()
         self._workers = workers
         self._archive_bytes = archive_bytes
@@ -113,6 +119,7 @@ class BatchReader:
         """Forget everything that is kept."""
         self._archives.clear()
         self._small.clear()
+        self._tables = None
 
     def reset_after_fork(self) -> None:
         """Make new locks and threads: those of the parent may be held for ever."""
@@ -169,17 +176,16 @@ class BatchReader:
         big = [field for field in fields if field.spec.is_big]
         small = [field for field in fields if not field.spec.is_big]
         num_opened = self._num_opened
-        packed = np.empty(plan.num_samples, packed_dtype(small))
+        tables = self._tables_of(trajectories.window, small)
         runs = self._opened(plan, trajectories, stats) if big else _unopened(plan)
-        for groups, archives in runs:
+        for part, archives in runs:
             if big:
-                self._read_big(Places.of(groups), archives, big, batch, stats)
-            tables = self._small_tables(groups, archives, trajectories, stats)
+                self._read_big(part, archives, big, batch, stats)
+            if small:
+                self._decode_small(part, archives, tables, trajectories, stats)
+        if small:
             with stats.timing("gather"):
-                gather_small_fields(groups, tables, small, packed)
-        with stats.timing("gather"):
-            for field in small:
-                batch[field.name][...] = packed[field.name]
+                tables.gather(plan, batch)
         stats.archives_opened = self._num_opened - num_opened
         return stats
 
@@ -191,24 +197,25 @@ class BatchReader:
         Archives made from `pt` and `pkl` files are in memory whole: a batch may need
         more of them than there is room for.
         """
-        groups: list[Group] = []
         archives: list[TrajectoryArchive] = []
-        num_bytes = 0
-        for group in plan.groups:
+        num_bytes = start = 0
+        for stop, position in enumerate(plan.positions.tolist(), 1):
             with stats.timing("read"):
-                archive = trajectories.archive(group.position)
-            groups.append(group)
+                archive = trajectories.archive(position)
             archives.append(archive)
             num_bytes += len(archive.source) if archive.is_in_memory else 0
-            if num_bytes > self._archive_bytes or len(groups) == MAX_GROUPS:
-                yield groups, archives
-                groups, archives, num_bytes = [], [], 0
-        if groups:
-            yield groups, archives
+            is_last = stop == len(plan.positions)
+            if (
+                is_last
+                or num_bytes > self._archive_bytes
+                or len(archives) == MAX_GROUPS
+            ):
+                yield plan.part(start, stop), archives
+                archives, num_bytes, start = [], 0, stop
 
     def _read_big(
         self,
-        places: Places,
+        plan: ReadPlan,
         archives: Sequence[TrajectoryArchive],
         fields: Sequence[BatchField],
         batch: Mapping[str, AnyArray],
@@ -217,7 +224,7 @@ class BatchReader:
         """Decode the big fields of some trajectories to their rows."""
         with stats.timing("plan"):
             reads = [
-                plan_chunks(archives, field, places, batch[field.name])
+                plan_chunks(archives, field, plan, batch[field.name])
                 for field in fields
             ]
         blocks_before = _blocks_read()
@@ -232,41 +239,58 @@ class BatchReader:
         stats.chunks_read += sum(len(one.chunks) for one in reads)
         stats.bytes_decoded += sum(len(one.chunks) * one.row_bytes for one in reads)
 
-    def _small_tables(
+    def _tables_of(self, window: Window, fields: Sequence[BatchField]) -> SmallTables:
+        """Return the tables of a window, those of the last batch if they still hold.
+
+        They keep what the cache has forgotten since from being freed, one batch long.
+        """
+        kept, num_dropped = self._tables, self._small.num_dropped
+        if (
+            kept is None
+            or kept.window is not window
+            or kept.num_dropped != num_dropped
+            or kept.fields != fields
+        ):
+            kept = SmallTables(window, fields, num_dropped=num_dropped)
+            self._tables = kept
+        return kept
+
+    def _decode_small(
         self,
-        groups: Sequence[Group],
+        plan: ReadPlan,
         archives: Sequence[TrajectoryArchive],
+        tables: SmallTables,
         trajectories: Trajectories,
         stats: ReadStats,
-    ) -> list[AnyArray]:
-        """Return the decoded small fields of trajectories, opened if need be."""
-        uuids = trajectories.uuids([group.position for group in groups])
-        decoded_before = stats.small_fields_decoded
-        tables: list[AnyArray] = []
-        for number, table in enumerate(self._small.get_all(uuids)):
+    ) -> None:
+        """Have a table of each trajectory of a plan, opened if need be."""
+        unknown = tables.unknown(plan.positions)
+        uuids = trajectories.uuids(plan.positions[unknown])
+        found = self._small.get_all(uuids)
+        stats.samples_cached += plan.num_samples
+        for number, uuid, table in zip(unknown.tolist(), uuids, found, strict=True):
+            position = int(plan.positions[number])
             if table is not None:
-                tables.append(table)
+                tables.put(position, table)
                 continue
             with stats.timing("read"):
                 archive = (
-                    archives[number]
-                    if archives
-                    else trajectories.archive(groups[number].position)
+                    archives[number] if archives else trajectories.archive(position)
                 )
             with stats.timing("decode"):
                 decoded = decode_small_fields(archive)
-            self._small.put(uuids[number], decoded, cost=decoded.nbytes)
+            self._small.put(uuid, decoded, cost=decoded.nbytes)
+            tables.put(position, decoded)
             stats.small_fields_decoded += 1
-            tables.append(decoded)
-        decoded_here = stats.small_fields_decoded - decoded_before
-        stats.small_fields_cached += len(groups) - decoded_here
-        return tables
+            here = plan.positions == position
+            stats.samples_cached -= int(plan.counts[here].sum())
 
 
 def _unopened(plan: ReadPlan) -> Iterator[Run]:
     """Yield the groups of a plan in parts, no archive opened."""
-    for start in range(0, len(plan.groups), MAX_GROUPS):
-        yield plan.groups[start : start + MAX_GROUPS], ()
+    for start in range(0, len(plan.positions), MAX_GROUPS):
+        stop = min(start + MAX_GROUPS, len(plan.positions))
+        yield plan.part(start, stop), ()
 
 
 def _blocks_read() -> int:

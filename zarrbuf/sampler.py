@@ -6,7 +6,6 @@ no generator.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,7 +16,7 @@ from zarrbuf.batches import arrays_of, as_batch, new_arrays
 from zarrbuf.errors import EmptyBufferError
 from zarrbuf.memory import BatchMemory
 from zarrbuf.reader import BatchReader
-from zarrbuf.sampling import plan_batch
+from zarrbuf.sampling import IntArray, Window, plan_batch
 from zarrbuf.stats import ReadStats
 from zarrbuf.trajectory_archive import TrajectoryArchive
 from zarrbuf.views import View
@@ -33,7 +32,11 @@ class _Trajectories:
     view: View
     reader: BatchReader
 
-    def uuids(self, positions: Sequence[int]) -> list[str]:
+    @property
+    def window(self) -> Window:
+        return self.view.window
+
+    def uuids(self, positions: IntArray) -> list[str]:
         return self.view.uuids(positions)
 
     def archive(self, position: int) -> TrajectoryArchive:
@@ -66,7 +69,8 @@ class Sampler:
             else:
                 arrays = arrays_of(out, fields, count)
             draws = torch.randint(0, total, (count,), generator=generator)
-            plan = plan_batch(draws.numpy(), view.window)
+            any_big = any(field.spec.is_big for field in fields)
+            plan = plan_batch(draws.numpy(), view.window, in_place_order=any_big)
         window = _Trajectories(view, self._reader)
         stats = self._reader.read_batch(plan, arrays, fields, window)
         stats.add(planning)

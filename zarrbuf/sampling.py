@@ -6,8 +6,7 @@ window in order, within a trajectory `i = t * B + b`. Knows no file and no field
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -76,6 +75,11 @@ class Window:
         """Samples in the window."""
         return int(self.starts[-1])
 
+    @property
+    def num_trajectories(self) -> int:
+        """Positions of the window, those counted that are not drawn from."""
+        return int(self.firsts[-1])
+
     def locate(self, position: int) -> tuple[int, int]:
         """Return the span of a position in the window, and the position in it."""
         number = int(np.searchsorted(self.firsts, position, side="right")) - 1
@@ -100,15 +104,50 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class ReadPlan:
-    """All samples of a batch.
+    """All samples of a batch, grouped by trajectory.
 
     Attributes:
-        num_samples: rows of the batch.
-        groups: by position; each row of the batch occurs in exactly one.
+        positions: int64 [num_groups], which trajectories of the window; ascending
+            where the samples are in the order of their places.
+        counts: int64 [num_groups], samples of each.
+        rows: int64 [n], rows of the batch, each once; those of the first group first.
+        flat: int64 [n], samples `t * B + b` in their trajectories; within one by
+            environment, then step, as big fields lie in the file.
     """
 
-    num_samples: int
-    groups: tuple[Group, ...]
+    positions: IntArray
+    counts: IntArray
+    rows: IntArray
+    flat: IntArray
+
+    @property
+    def num_samples(self) -> int:
+        """Rows of the batch."""
+        return len(self.rows)
+
+    @property
+    def groups(self) -> list[Group]:
+        """The samples of each trajectory, for those who want one after the other."""
+        bounds = np.cumsum(self.counts)[:-1]
+        parts = zip(
+            self.positions.tolist(),
+            np.split(self.rows, bounds),
+            np.split(self.flat, bounds),
+            strict=False,
+        )
+        return [Group(*part) for part in parts]
+
+    def part(self, start: int, stop: int) -> ReadPlan:
+        """Return the groups from `start` up to `stop`."""
+        ends = np.cumsum(self.counts)
+        first = int(ends[start - 1]) if start else 0
+        last = int(ends[stop - 1]) if stop else 0
+        return ReadPlan(
+            self.positions[start:stop],
+            self.counts[start:stop],
+            self.rows[first:last],
+            self.flat[first:last],
+        )
 
 
 def window_start(num_trajectories: int, sample_window_size: int) -> int:
@@ -118,12 +157,16 @@ def window_start(num_trajectories: int, sample_window_size: int) -> int:
     return max(0, num_trajectories - sample_window_size)
 
 
-def plan_batch(draws: IntArray, window: Window) -> ReadPlan:
+def plan_batch(
+    draws: IntArray, window: Window, *, in_place_order: bool = True
+) -> ReadPlan:
     """Plan which samples are read from which trajectory. Pure (no I/O).
 
     Args:
         draws: int64 [n], numbers of samples, any order, repeats allowed.
         window: the trajectories that are drawn from.
+        in_place_order: group the samples as they lie on disk. Small fields are in
+            memory and need no order: every sample is a group of its own then.
 
     Returns:
         Groups in order of the window; within one, samples by environment, then step.
@@ -137,43 +180,69 @@ def plan_batch(draws: IntArray, window: Window) -> ReadPlan:
             f"samples from {draws.min()} to {draws.max()} are drawn; "
             f"[0, {window.total_samples}) are in the window"
         )
-    position, flat, place = _find_samples(draws, window)
-    order = np.argsort(place, kind="stable")
+    position, flat = _find_samples(draws, window)
+    if not in_place_order:
+        every = np.arange(len(draws))
+        return ReadPlan(position, np.ones_like(every), every, flat)
+    order = np.argsort(_places(position, flat, draws, window), kind="stable")
     position, flat = position[order], flat[order]
-    cuts = np.flatnonzero(np.diff(position)) + 1
-    starts = [0, *cuts.tolist()] if len(draws) else []
-    bounds = itertools.pairwise([*starts, len(draws)])
-    firsts = position[np.array(starts, np.int64)].tolist()
-    groups = [
-        Group(first, order[start:stop], flat[start:stop])
-        for first, (start, stop) in zip(firsts, bounds, strict=True)
-    ]
-    return ReadPlan(len(draws), tuple(groups))
+    is_first = np.ones(len(draws), np.bool_)
+    is_first[1:] = position[1:] != position[:-1]
+    starts = np.flatnonzero(is_first)
+    counts = np.diff(starts, append=len(draws))
+    return ReadPlan(position[starts], counts, order, flat)
 
 
-def _find_samples(
-    draws: IntArray, window: Window
-) -> tuple[IntArray, IntArray, IntArray]:
+def _by_span(
+    numbers: IntArray, bounds: IntArray, window: Window
+) -> Iterator[tuple[int, Span, slice | IntArray]]:
+    """Yield each span with the numbers that lie in it, as an index into them.
+
+    Args:
+        numbers: int64 [n].
+        bounds: int64 [len(spans) + 1], ascending.
+        window: whose spans.
+    """
+    if len(window.spans) == 1:
+        yield 0, window.spans[0], slice(None)
+        return
+    which = np.searchsorted(bounds, numbers, side="right") - 1
+    for number, span in enumerate(window.spans):
+        yield number, span, np.flatnonzero(which == number)
+
+
+def _find_samples(draws: IntArray, window: Window) -> tuple[IntArray, IntArray]:
     """Find the trajectory of each sample.
 
     Returns:
-        int64 [n] each: the position of the trajectory, the sample in it, and a number
-        that says where the sample is read, after all of the trajectories before it.
+        int64 [n] each: the position of the trajectory, and the sample in it.
     """
-    position, flat, place = np.empty((3, len(draws)), np.int64)
-    number = np.searchsorted(window.starts, draws, side="right") - 1
-    for n, span in enumerate(window.spans):
-        here = np.flatnonzero(number == n)
-        counted = draws[here] - window.starts[n] + span.before
+    position, flat = np.empty((2, len(draws)), np.int64)
+    for number, span, here in _by_span(draws, window.starts, window):
+        counted = draws[here] - (window.starts[number] - span.before)
         # On the right side: a trajectory without samples ends where it starts.
         found = np.searchsorted(span.ends, counted, side="right")
-        steps, envs = span.num_steps[found], span.num_envs[found]
-        start = span.ends[found] - steps * envs
-        flat[here] = counted - start
-        step, env = np.divmod(flat[here], envs)
-        position[here] = window.firsts[n] + found
-        place[here] = window.starts[n] - span.before + start + env * steps + step
-    return position, flat, place
+        size = span.num_steps[found] * span.num_envs[found]
+        flat[here] = counted - span.ends[found] + size
+        position[here] = found + window.firsts[number]
+    return position, flat
+
+
+def _places(
+    position: IntArray, flat: IntArray, draws: IntArray, window: Window
+) -> IntArray:
+    """Return numbers that order samples as they lie on disk.
+
+    Returns:
+        int64 [n]: the number of the first sample of its trajectory, and behind it the
+        samples by environment, then step.
+    """
+    place = draws - flat
+    for number, span, here in _by_span(position, window.firsts, window):
+        found = position[here] - window.firsts[number]
+        step, env = np.divmod(flat[here], span.num_envs[found])
+        place[here] += env * span.num_steps[found] + step
+    return place
 
 
 def partition(num_items: int, rank: int, world_size: int) -> tuple[int, int]:

@@ -13,46 +13,89 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zarrbuf.big_fields import Places
 from zarrbuf.chunks import address_of
 from zarrbuf.compiled import have_loops
 from zarrbuf.format import AnyArray, BatchField, batch_fields, step_rows
-from zarrbuf.parallel import gather_rows
-from zarrbuf.sampling import Group
+from zarrbuf.parallel import scatter_rows
+from zarrbuf.sampling import IntArray, ReadPlan, Window
 from zarrbuf.trajectory_archive import TrajectoryArchive
 
 
-def gather_small_fields(
-    groups: Sequence[Group],
-    tables: Sequence[AnyArray],
-    fields: Sequence[BatchField],
-    packed: AnyArray,
-) -> None:
-    """Copy the small fields of some groups into their rows of the batch.
+class SmallTables:
+    """Decoded small fields of the trajectories of one window, by position.
 
-    Args:
-        groups: the samples.
-        tables: decoded small fields of each group's trajectory.
-        fields: the columns of `packed`; tables may have more.
-        packed: structured array [n].
+    Attributes:
+        window: whose positions these are.
+        fields: the columns of every table.
+        num_dropped: what the cache that the tables come from had forgotten by then.
     """
-    if have_loops() and packed.itemsize and _have_dtype(tables, packed.dtype):
-        places = Places.of(groups)
-        first = np.repeat([address_of(table) for table in tables], places.counts)
-        sizes = np.repeat([len(table) for table in tables], places.counts)
-        assert (places.flat >= 0).all()
-        assert (places.flat < sizes).all()
-        sources = (first + places.flat * packed.itemsize).astype(np.uint64)
-        gather_rows(sources, packed, places.rows)
-        return
-    for group, table in zip(groups, tables, strict=True):
-        for field in fields:
-            packed[field.name][group.out] = table[field.name][group.flat]
 
+    def __init__(
+        self,
+        window: Window,
+        fields: Sequence[BatchField],
+        *,
+        num_dropped: int,
+    ) -> None:
+        """Start without any."""
+        self.window = window
+        self.fields = list(fields)
+        self.num_dropped = num_dropped
+        self._dtype = packed_dtype(fields)
+        self._tables: dict[int, AnyArray] = {}
+        # Memory that the system hands out as zeros costs nothing until it is used.
+        self._addresses = np.zeros(window.num_trajectories, np.int64)
+        self._sizes = np.zeros(window.num_trajectories, np.int64)
 
-def _have_dtype(tables: Sequence[AnyArray], dtype: np.dtype[Any]) -> bool:
-    # One object for one schema: comparing structured dtypes takes microseconds.
-    return all(table.dtype is dtype for table in tables)
+    def unknown(self, positions: IntArray) -> IntArray:
+        """Return which of some trajectories have no table yet.
+
+        Args:
+            positions: int64 [n], repeats allowed.
+
+        Returns:
+            int64 [m], indices in `positions`, by position, none twice.
+        """
+        unknown = np.flatnonzero(self._addresses[positions] == 0)
+        return unknown[np.unique(positions[unknown], return_index=True)[1]]
+
+    def put(self, position: int, table: AnyArray) -> None:
+        """Keep the table of a trajectory; it may have more columns."""
+        if table.dtype is not self._dtype:
+            wanted = np.empty(len(table), self._dtype)
+            for field in self.fields:
+                wanted[field.name] = table[field.name]
+            table = wanted
+        self._tables[position] = table
+        self._sizes[position] = len(table)
+        self._addresses[position] = address_of(table)  # last: it tells that it is there
+
+    def gather(self, plan: ReadPlan, batch: Mapping[str, AnyArray]) -> None:
+        """Copy the rows of a plan to their rows of the batch.
+
+        Args:
+            plan: samples of trajectories that all have a table.
+            batch: field name -> array [n, ...], of `fields` at least.
+        """
+        if not have_loops():
+            self._gather_plainly(plan, batch)
+            return
+        assert (plan.flat >= 0).all()
+        assert (plan.flat < np.repeat(self._sizes[plan.positions], plan.counts)).all()
+        columns = self._dtype.fields
+        assert columns is not None
+        offsets = [columns[field.name][1] for field in self.fields]
+        outs = [batch[field.name] for field in self.fields]
+        num_bytes = self._dtype.itemsize
+        first = np.repeat(self._addresses[plan.positions], plan.counts)
+        sources = (first + plan.flat * num_bytes).astype(np.uint64)
+        scatter_rows(sources, num_bytes, offsets, outs, plan.rows)
+
+    def _gather_plainly(self, plan: ReadPlan, batch: Mapping[str, AnyArray]) -> None:
+        for group in plan.groups:
+            table = self._tables[group.position]
+            for field in self.fields:
+                batch[field.name][group.out] = table[field.name][group.flat]
 
 
 def packed_dtype(fields: Sequence[BatchField]) -> np.dtype[Any]:

@@ -21,7 +21,7 @@ class ReadStats:
         bytes_decoded: decoded bytes of these chunks.
         archives_opened: trajectories that had to be opened.
         small_fields_decoded: trajectories whose small fields had to be decoded.
-        small_fields_cached: trajectories whose small fields were kept decoded.
+        samples_cached: samples whose small fields were kept decoded.
         plan_seconds: drawing, and finding out which chunks are wanted.
         read_seconds: opening archives, and asking the system for what is not in memory.
         decode_seconds: checking and decoding chunks, the wait for them included.
@@ -35,7 +35,7 @@ class ReadStats:
     bytes_decoded: int = 0
     archives_opened: int = 0
     small_fields_decoded: int = 0
-    small_fields_cached: int = 0
+    samples_cached: int = 0
     plan_seconds: float = 0.0
     read_seconds: float = 0.0
     decode_seconds: float = 0.0

@@ -103,13 +103,12 @@ class View:
         _, rows, number = self._locate(position)
         return rows.row(number)
 
-    def uuids(self, positions: Sequence[int]) -> list[str]:
+    def uuids(self, positions: IntArray) -> list[str]:
         """Return the uuids of some trajectories, ascending positions."""
-        wanted = np.asarray(positions, np.int64)
-        cuts = np.searchsorted(wanted, self.window.firsts)
+        cuts = np.searchsorted(positions, self.window.firsts)
         found: list[str] = []
         for number, (_, listed) in enumerate(self.parts):
-            here = wanted[cuts[number] : cuts[number + 1]]
+            here = positions[cuts[number] : cuts[number + 1]]
             here = here - self.window.firsts[number] + listed.start
             uuids = listed.table.rows.fixed["uuid"][here]
             found += [uuid.hex() for uuid in uuids.tolist()]

@@ -1,0 +1,76 @@
+"""Small fields: kept or forgotten in between, a batch is what it would be without."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from batches import assert_same_batch, draw
+from helpers import make_trajectory
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import zarrbuf.small_fields
+from zarrbuf import Trajectory, TrajectoryReplayBuffer
+
+
+@pytest.fixture(params=["loops", "no loops"], autouse=True)
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a test with the compiled loops and without."""
+    if request.param == "no loops":
+        monkeypatch.setattr(zarrbuf.small_fields, "have_loops", lambda: False)
+
+
+def made(seed: int, *, image_size: int, extra: bool) -> Trajectory:
+    """Return a trajectory; some have one field more, which no batch has then."""
+    trajectory = make_trajectory(
+        1 + seed % 4, 1 + seed % 3, seed=seed, image_size=image_size, reset_every=1
+    )
+    trajectory.dones = trajectory.terminations = trajectory.truncations = None
+    trajectory.prev_values = None
+    if extra and seed % 2:
+        trajectory.forward_inputs = {
+            "extra": torch.zeros(1 + seed % 4, 1 + seed % 3, 2, dtype=torch.int64)
+        }
+    return trajectory
+
+
+@settings(
+    deadline=None,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    st.sampled_from((0, 200, 2000, 1 << 20)),
+    st.integers(0, 4),
+    st.sampled_from((2, 40)),
+    st.booleans(),
+    st.lists(st.sampled_from(("add", "sample", "sample", "clear")), max_size=14),
+)
+def test_what_is_kept_changes_no_batch(
+    cache_bytes: int, window: int, image_size: int, extra: bool, doings: list[str]
+) -> None:
+    buffer = TrajectoryReplayBuffer(
+        seed=3, cache_bytes=cache_bytes, sample_window_size=window
+    )
+    generator = torch.Generator().manual_seed(3)
+    added: list[Trajectory] = []
+    for number, doing in enumerate(["add", *doings, "sample"]):
+        if doing == "add":
+            added.append(made(number, image_size=image_size, extra=extra))
+            buffer.add_trajectories(added[-1:])
+        elif doing == "clear":
+            buffer.clear_cache()
+        else:
+            batch = buffer.sample(1 + 7 * number)
+            expected = draw(added[-window:], 1 + 7 * number, generator)
+            assert_same_batch(batch, expected)
+    assert buffer.get_stats()["cache_bytes"] <= cache_bytes
+
+
+def test_a_cache_that_holds_nothing_keeps_nothing() -> None:
+    buffer = TrajectoryReplayBuffer(enable_cache=False)
+    buffer.add_trajectories([made(1, image_size=2, extra=False)])
+    for _ in range(3):
+        buffer.sample(5)
+        assert buffer.get_stats()["last_small_fields_decoded"] == 1
+        assert buffer.get_stats()["cache_bytes"] == 0
