@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zarrbuf import TrajectoryReplayBuffer, mapping
-from zarrbuf.mapping import TAIL_BYTES, map_file, will_need
+from zarrbuf.mapping import TAIL_BYTES, are_in_memory, map_file, will_need
 from zarrbuf.storage import LocalStorage
 
 PAGE = mmap.PAGESIZE
@@ -175,7 +175,7 @@ def asked_for(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
         patch.setattr(mapping, "_LIBC", advice)
         table = np.array(ranges, np.int64).reshape(-1, 2)
         kept = table.copy()
-        assert will_need(table[:, 0], table[:, 1]) == len(advice.runs)
+        assert will_need(table) == len(advice.runs)
         assert (table == kept).all()
     return [(start // PAGE, -(-stop // PAGE)) for start, stop in advice.runs]
 
@@ -228,12 +228,27 @@ def test_real_pages_may_be_asked_for(tmp_path: Path) -> None:
     view = mapped(path)
     first = np.frombuffer(view, np.uint8).ctypes.data
     starts = first + np.array([0, 7 * PAGE + 5, 19 * PAGE])
-    assert will_need(starts, starts + 100) == 3
-    assert will_need(starts, starts + 8 * PAGE) == 2
+    assert will_need(np.stack([starts, starts + 100], 1)) == 3
+    assert will_need(np.stack([starts, starts + 8 * PAGE], 1)) == 2
     assert view == content(20 * PAGE)
     # Addresses where nothing is: advice that fails is no error.
     nowhere = np.array([PAGE])
-    assert will_need(nowhere, nowhere + 1) == 1
+    assert will_need(np.stack([nowhere, nowhere + 1], 1)) == 1
+
+
+def test_pages_nobody_has_read_are_not_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "hole"
+    with path.open("wb") as file:
+        file.truncate(600 * PAGE)  # nothing was written: no page of it is in memory
+    view = mapped(path)
+    first = np.frombuffer(view, np.uint8).ctypes.data
+    touched, untouched = first + 7 * PAGE + 5, first + 300 * PAGE
+    assert not are_in_memory([touched])
+    assert view[7 * PAGE + 5] == 0
+    assert are_in_memory([touched])
+    assert not are_in_memory([touched, untouched])
+    assert are_in_memory([])
+    assert are_in_memory([PAGE])  # what cannot be told counts as in memory
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 import struct
@@ -239,22 +240,56 @@ def field_cases(draw: st.DrawFn) -> FieldCase:
     st.lists(field_cases(), max_size=4),
     st.sampled_from(sorted(WORKERS)),
     st.sampled_from((1, 100, 1000, 1 << 20)),
+    st.booleans(),
 )
-@example([], 2, 1)
+@example([], 2, 1, True)
 def test_chunks_decode_as_they_do_one_after_the_other(
-    cases: list[FieldCase], num_threads: int, piece_bytes: int
+    cases: list[FieldCase], num_threads: int, piece_bytes: int, is_cold: bool
 ) -> None:
     plain = [case.make() for case in cases]
     at_once = [case.make() for case in cases]
     with constants(MIN_PIECE_BYTES=piece_bytes):
         num_stored = parallel.decode_reads(
-            [reads for reads, _ in at_once], WORKERS[num_threads]
+            [reads for reads, _ in at_once], WORKERS[num_threads], is_cold=is_cold
         )
     assert num_stored == chunks.decode_reads_plainly([reads for reads, _ in plain])
     for case, (_, a), (_, b) in zip(cases, plain, at_once, strict=True):
         assert a.memory.tobytes() == b.memory.tobytes()
         b.check(case.rows())
         assert (b.bytes_of_rows()[case.rows()] == case.expected()).all()
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_cold_chunks_are_asked_for_once_before_they_are_decoded(
+    num_threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = shard_of(rows_of(40, 300, "random"), "none")
+    target = Target.of(40, (300,), "uint8")
+    reads = reads_of([shard], [list(range(39, -1, -1))], target, list(range(40)))
+    asked: list[tuple[int, int]] = []
+    decoded = 0
+
+    def note(ranges: IntArray) -> None:
+        asked.extend(map(tuple, ranges.tolist()))
+
+    def decode(entries: Any, *rest: Any) -> None:
+        nonlocal decoded
+        decoded += len(entries)
+        assert decoded <= len(asked)
+        decode_loop(entries, *rest)
+
+    decode_loop = parallel.decode_loop
+    monkeypatch.setattr(parallel, "will_need", note)
+    if have_loops():
+        monkeypatch.setattr(parallel, "decode_loop", decode)
+    with constants(MIN_PIECE_BYTES=1000):
+        parallel.decode_reads([reads], WORKERS[num_threads], is_cold=True)
+        assert sorted(asked) == sorted(map(tuple, reads.stored_ranges().tolist()))
+        assert not have_loops() or decoded == 40
+        asked.clear()
+        monkeypatch.setattr(parallel, "decode_loop", decode_loop)
+        parallel.decode_reads([reads], Workers(1))
+        assert not asked
 
 
 def test_stored_bytes_are_those_of_the_chunks() -> None:
@@ -362,10 +397,15 @@ def outcome_of(
 def same_outcome(shard: Shard, *, chunk: int = 0) -> tuple[Any, str, bytes]:
     """Decode in both ways, assert that all is equal, and return what came out."""
     plain = outcome_of(chunks.decode_reads_plainly, shard, chunk=chunk)
-    found = outcome_of(
-        lambda reads: parallel.decode_reads(reads, WORKERS[1]), shard, chunk=chunk
-    )
-    assert found == plain
+    for is_cold in (False, True):
+        found = outcome_of(
+            functools.partial(
+                parallel.decode_reads, workers=WORKERS[1], is_cold=is_cold
+            ),
+            shard,
+            chunk=chunk,
+        )
+        assert found == plain
     return plain
 
 

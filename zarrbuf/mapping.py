@@ -89,20 +89,21 @@ def are_in_memory(addresses: Sequence[int]) -> bool:
     return True
 
 
-def will_need(starts: IntArray, stops: IntArray) -> int:
+def will_need(ranges: IntArray) -> int:
     """Ask the system to read pages that are not in memory yet, all at once.
 
     Without this a thread waits for each page it touches, one after the other.
 
     Args:
-        starts: int64 [n], addresses of the first bytes, in any order.
-        stops: int64 [n], addresses after the last bytes.
+        ranges: int64 [n, 2], addresses of the first bytes and after the last ones, in
+            any order.
 
     Returns:
         How many runs of pages were asked for.
     """
-    if not len(starts):
+    if not len(ranges):
         return 0
+    starts, stops = ranges.T
     order = np.argsort(starts)
     first = starts[order] // mmap.PAGESIZE * mmap.PAGESIZE
     last = np.maximum.accumulate(-(-stops[order] // mmap.PAGESIZE) * mmap.PAGESIZE)

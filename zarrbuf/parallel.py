@@ -6,6 +6,7 @@ errors are the same. Checks every address before a loop gets it. Knows no file.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from zarrbuf.compiled import (
     scatter_loop,
 )
 from zarrbuf.format import AnyArray
+from zarrbuf.mapping import will_need
 from zarrbuf.metadata import CodecName
 from zarrbuf.workers import Workers
 
@@ -102,6 +104,15 @@ class _Table:
             sizes=np.full(len(rows), -1),
         )
 
+    def take(self, order: IntArray) -> _Table:
+        """Return the chunks in another order."""
+        columns: dict[str, Any] = {
+            name: value[order]
+            for name, value in vars(self).items()
+            if isinstance(value, np.ndarray)
+        }
+        return dataclasses.replace(self, **columns)
+
     def decode(self, piece: slice) -> None:
         """Decode some of the chunks; `sizes` tells which were right."""
         decode_loop(
@@ -116,12 +127,16 @@ class _Table:
         )
 
 
-def decode_reads(reads: Sequence[ChunkReads], workers: Workers) -> int:
+def decode_reads(
+    reads: Sequence[ChunkReads], workers: Workers, *, is_cold: bool = False
+) -> int:
     """Check and decode chunks to their rows.
 
     Args:
         reads: chunks; no two are decoded to one row.
         workers: threads that share the work.
+        is_cold: whether chunks may have to be read from a device, so that the system
+            is asked for some while others are decoded.
 
     Returns:
         Stored bytes of the chunks.
@@ -131,23 +146,58 @@ def decode_reads(reads: Sequence[ChunkReads], workers: Workers) -> int:
             in order. Rows may have been written.
     """
     reads = [one for one in reads if len(one.chunks)]
+    ranges = _stored_ranges(reads) if is_cold else None
     if not reads or not have_loops():
+        if ranges is not None:
+            will_need(ranges)
         return decode_reads_plainly(reads)
     table = _Table.of(reads)
-
-    def decode(piece: slice, keep: Any = reads) -> None:
-        # `keep`: a thread that is left behind still has the memory it writes to.
-        table.decode(piece)
-
-    workers.run(decode, cut_evenly(table.num_bytes, workers.num_threads))
+    if ranges is not None:
+        # As they lie on disk: the current and the next frame are neighbours.
+        order = np.argsort(ranges[:, 0])
+        table, ranges = table.take(order), ranges[order]
+    _decode_table(table, ranges, workers, keep=reads)
     undone = np.flatnonzero(table.sizes < 0)
     if not len(undone):
         return int(table.sizes.sum())
+    if ranges is not None:
+        undone = np.sort(order[undone])
     starts = np.cumsum([0, *(len(one.chunks) for one in reads)])
     for number in undone.tolist():
         which = int(np.searchsorted(starts, number, side="right")) - 1
         reads[which].decode(number - int(starts[which]))
-    return sum(int(np.diff(one.stored_ranges()).sum()) for one in reads)
+    return int(np.diff(_stored_ranges(reads)).sum())
+
+
+def _stored_ranges(reads: Sequence[ChunkReads]) -> IntArray:
+    nothing = np.zeros((0, 2), np.int64)
+    return np.concatenate([nothing, *(one.stored_ranges() for one in reads)])
+
+
+def _decode_table(
+    table: _Table, ranges: IntArray | None, workers: Workers, *, keep: Any
+) -> None:
+    """Decode all chunks of a table, in pieces.
+
+    Args:
+        table: the chunks.
+        ranges: addresses of the stored chunks where these have to be asked for; that
+            is done for a piece while the ones before it are decoded.
+        workers: threads that share the pieces.
+        keep: what owns the memory, for a thread that is left behind.
+    """
+    num_threads = workers.num_threads
+    pieces = cut_evenly(table.num_bytes, num_threads if ranges is None else 4)
+    ahead = num_threads
+
+    def decode(number: int, keep: Any = keep) -> None:
+        if ranges is not None and number + ahead < len(pieces):
+            will_need(ranges[pieces[number + ahead]])
+        table.decode(pieces[number])
+
+    if ranges is not None:
+        will_need(ranges[: pieces[min(ahead, len(pieces)) - 1].stop])
+    workers.run(decode, range(len(pieces)))
 
 
 def encode_rows(

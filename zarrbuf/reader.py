@@ -10,12 +10,10 @@ import resource
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
-import numpy as np
-
 from zarrbuf.big_fields import plan_chunks
 from zarrbuf.cache import LruCache
 from zarrbuf.format import AnyArray, BatchField
-from zarrbuf.mapping import are_in_memory, will_need
+from zarrbuf.mapping import are_in_memory
 from zarrbuf.parallel import decode_reads
 from zarrbuf.rows import Row, Rows
 from zarrbuf.sampling import IntArray, ReadPlan, Window
@@ -229,11 +227,11 @@ class BatchReader:
             ]
         blocks_before = _blocks_read()
         with stats.timing("read"):
-            if self._is_cold or not are_in_memory(reads[0].some_addresses(PROBES)):
-                ranges = np.concatenate([one.stored_ranges() for one in reads])
-                will_need(ranges[:, 0], ranges[:, 1])
+            is_cold = self._is_cold or not are_in_memory(
+                reads[0].some_addresses(PROBES)
+            )
         with stats.timing("decode"):
-            stats.bytes_read += decode_reads(reads, self._workers)
+            stats.bytes_read += decode_reads(reads, self._workers, is_cold=is_cold)
         # What was not in memory this time will hardly be the next time either.
         self._is_cold = _blocks_read() > blocks_before
         stats.chunks_read += sum(len(one.chunks) for one in reads)

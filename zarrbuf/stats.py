@@ -23,7 +23,7 @@ class ReadStats:
         small_fields_decoded: trajectories whose small fields had to be decoded.
         samples_cached: samples whose small fields were kept decoded.
         plan_seconds: drawing, and finding out which chunks are wanted.
-        read_seconds: opening archives, and asking the system for what is not in memory.
+        read_seconds: opening archives, and finding out whether chunks are in memory.
         decode_seconds: checking and decoding chunks, the wait for them included.
         gather_seconds: copying small fields into the batch.
     """
