@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from batches import assert_same_batch, draw
@@ -11,6 +12,12 @@ from hypothesis import strategies as st
 
 import zarrbuf.small_fields
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
+from zarrbuf.batches import new_arrays
+from zarrbuf.encoding import encode_trajectory
+from zarrbuf.memory import BatchMemory
+from zarrbuf.sampling import Window, plan_batch
+from zarrbuf.small_fields import SmallTables, decode_small_fields, sorted_fields
+from zarrbuf.trajectory_archive import TrajectoryArchive
 
 
 @pytest.fixture(params=["loops", "no loops"], autouse=True)
@@ -74,3 +81,23 @@ def test_a_cache_that_holds_nothing_keeps_nothing() -> None:
         buffer.sample(5)
         assert buffer.get_stats()["last_small_fields_decoded"] == 1
         assert buffer.get_stats()["cache_bytes"] == 0
+
+
+def test_of_two_tables_of_one_trajectory_the_first_is_kept() -> None:
+    trajectory = made(1, image_size=2, extra=False)
+    archive = TrajectoryArchive(
+        encode_trajectory(trajectory, uuid="0" * 32, codec="lz4").data, name="x"
+    )
+    fields = [f for f in sorted_fields(archive.header.schema) if not f.spec.is_big]
+    window = Window.of(np.array([2]), np.array([2]))
+    tables = SmallTables(window, fields, num_dropped=0)
+    first = decode_small_fields(archive)
+    tables.put(0, first)
+    other = decode_small_fields(archive)
+    tables.put(0, other)
+    other[:] = np.zeros((), other.dtype)  # what is not kept may become anything
+    plan = plan_batch(np.arange(4), window)
+    batch = new_arrays(fields, 4, BatchMemory())
+    tables.gather(plan, batch)
+    for field in fields:
+        assert batch[field.name].tobytes() == first[field.name].tobytes()

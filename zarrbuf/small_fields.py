@@ -66,7 +66,9 @@ class SmallTables:
             for field in self.fields:
                 wanted[field.name] = table[field.name]
             table = wanted
-        self._tables[position] = table
+        # Of two threads that bring one, the first wins: the address must be that of
+        # the table that is kept.
+        table = self._tables.setdefault(position, table)
         self._sizes[position] = len(table)
         self._addresses[position] = address_of(table)  # last: it tells that it is there
 
