@@ -94,7 +94,7 @@ def test_sample_draws_what_the_buffer_draws(converted: Path) -> None:
 def test_sample_prints_fields_time_and_bytes(converted: Path) -> None:
     text = run("sample", "--load-path", converted, "--num-chunks", "48").stdout
     assert "forward_inputs/noise             [48, 8]                  bfloat16" in text
-    assert "48 of 84 samples in 5 trajectories, drawn in " in text
+    assert "48 of 84 samples in 5 trajectories: drawn in " in text
     small = run_json(
         "sample",
         "--load-path",

@@ -28,7 +28,13 @@ COUNTS = (
     "small_fields_decoded",
     "samples_cached",
 )
-SECONDS = ("plan_seconds", "read_seconds", "decode_seconds", "gather_seconds")
+SECONDS = (
+    "compile_seconds",
+    "plan_seconds",
+    "read_seconds",
+    "decode_seconds",
+    "gather_seconds",
+)
 
 
 def added() -> list[Trajectory]:

@@ -147,12 +147,16 @@ def sample(
     for name, field in report["batch"].items():
         click.echo(f"{printable(name):32} {field['shape']!s:24} {field['dtype']}")
     stats = report["stats"]
+    ms = {
+        "drawn": report["sample_seconds"] - stats["compile_seconds"],
+        "opened": report["open_seconds"],
+        "loops compiled": stats["compile_seconds"],
+    }
+    costs = ", ".join(f"{name} in {1e3 * value:.1f} ms" for name, value in ms.items())
     click.echo(
         f"{num_chunks} of {stats['total_samples']} samples in "
-        f"{stats['num_trajectories']} trajectories, drawn in "
-        f"{1e3 * report['sample_seconds']:.1f} ms (opened in "
-        f"{1e3 * report['open_seconds']:.1f} ms); read {stats['chunks_read']} chunks, "
-        f"{format_bytes(stats['bytes_read'])} stored, "
+        f"{stats['num_trajectories']} trajectories: {costs}; read "
+        f"{stats['chunks_read']} chunks, {format_bytes(stats['bytes_read'])} stored, "
         f"{format_bytes(stats['bytes_decoded'])} decoded"
     )
 

@@ -17,6 +17,8 @@ import importlib
 import logging
 from typing import Any, Final
 
+import numpy as np
+
 _LOG: Final = logging.getLogger("zarrbuf")
 
 
@@ -34,6 +36,19 @@ def _loops() -> Any:
 def have_loops() -> bool:
     """Whether the loops below can be called."""
     return _loops() is not None
+
+
+@functools.cache
+def compile_reading() -> None:
+    """Compile the loops that batches need, once a process."""
+    if not have_loops():
+        return
+    numbers, addresses = np.zeros(0, np.int64), np.zeros(0, np.uint64)
+    decode_loop(
+        *(addresses, addresses, numbers, addresses),
+        *(numbers, numbers, np.zeros(0, np.uint8), numbers),
+    )
+    scatter_loop(addresses, 1, numbers, numbers, numbers, addresses)
 
 
 def decode_loop(*arguments: Any) -> None:

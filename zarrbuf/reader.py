@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 from zarrbuf.big_fields import plan_chunks
 from zarrbuf.cache import LruCache
+from zarrbuf.compiled import compile_reading
 from zarrbuf.format import AnyArray, BatchField
 from zarrbuf.mapping import are_in_memory
 from zarrbuf.parallel import decode_reads
@@ -24,6 +25,8 @@ from zarrbuf.workers import Workers
 
 MAX_OPEN_ARCHIVES: Final = 16_384
 """Mapped files kept; Linux allows a process 65,530 mappings."""
+TABLE_BYTES: Final = 400
+"""What keeping a table of small fields takes besides its content."""
 PROBES: Final = 16
 """Chunks of a batch whose pages are looked for in memory before it is read."""
 MAX_GROUPS: Final = 4096
@@ -171,6 +174,8 @@ class BatchReader:
                 have been written.
         """
         stats = ReadStats(batches=1, samples=plan.num_samples)
+        with stats.timing("compile"):
+            compile_reading()
         big = [field for field in fields if field.spec.is_big]
         small = [field for field in fields if not field.spec.is_big]
         num_opened = self._num_opened
@@ -277,7 +282,7 @@ class BatchReader:
                 )
             with stats.timing("decode"):
                 decoded = decode_small_fields(archive)
-            self._small.put(uuid, decoded, cost=decoded.nbytes)
+            self._small.put(uuid, decoded, cost=decoded.nbytes + TABLE_BYTES)
             tables.put(position, decoded)
             stats.small_fields_decoded += 1
             here = plan.positions == position

@@ -22,6 +22,7 @@ class ReadStats:
         archives_opened: trajectories that had to be opened.
         small_fields_decoded: trajectories whose small fields had to be decoded.
         samples_cached: samples whose small fields were kept decoded.
+        compile_seconds: compiling the loops, in the first call of a process.
         plan_seconds: drawing, and finding out which chunks are wanted.
         read_seconds: opening archives, and finding out whether chunks are in memory.
         decode_seconds: checking and decoding chunks, the wait for them included.
@@ -36,6 +37,7 @@ class ReadStats:
     archives_opened: int = 0
     small_fields_decoded: int = 0
     samples_cached: int = 0
+    compile_seconds: float = 0.0
     plan_seconds: float = 0.0
     read_seconds: float = 0.0
     decode_seconds: float = 0.0
