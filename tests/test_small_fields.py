@@ -14,6 +14,7 @@ import zarrbuf.small_fields
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.batches import new_arrays
 from zarrbuf.encoding import encode_trajectory
+from zarrbuf.errors import FormatError
 from zarrbuf.memory import BatchMemory
 from zarrbuf.sampling import Window, plan_batch
 from zarrbuf.small_fields import SmallTables, decode_small_fields, sorted_fields
@@ -92,12 +93,24 @@ def test_of_two_tables_of_one_trajectory_the_first_is_kept() -> None:
     window = Window.of(np.array([2]), np.array([2]))
     tables = SmallTables(window, fields, num_dropped=0)
     first = decode_small_fields(archive)
-    tables.put(0, first)
+    tables.put(0, first, name="x")
     other = decode_small_fields(archive)
-    tables.put(0, other)
+    tables.put(0, other, name="x")
     other[:] = np.zeros((), other.dtype)  # what is not kept may become anything
     plan = plan_batch(np.arange(4), window)
     batch = new_arrays(fields, 4, BatchMemory())
     tables.gather(plan, batch)
     for field in fields:
         assert batch[field.name].tobytes() == first[field.name].tobytes()
+
+
+def test_a_table_of_another_length_than_the_list_says_is_refused() -> None:
+    trajectory = made(1, image_size=2, extra=False)
+    archive = TrajectoryArchive(
+        encode_trajectory(trajectory, uuid="0" * 32, codec="lz4").data, name="x"
+    )
+    fields = [f for f in sorted_fields(archive.header.schema) if not f.spec.is_big]
+    window = Window.of(np.array([3]), np.array([2]))
+    tables = SmallTables(window, fields, num_dropped=0)
+    with pytest.raises(FormatError, match="t_1: holds 4 samples; the list says 6"):
+        tables.put(0, decode_small_fields(archive), name="t_1")

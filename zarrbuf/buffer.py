@@ -210,7 +210,8 @@ class TrajectoryReplayBuffer:
 
         `num_trajectories`, `total_samples`: what is drawn from. `cache_size`:
         trajectories whose small fields are kept decoded. `cache_bytes`: their bytes.
-        `num_queued`: trajectories not saved yet. The rest is what sampling has cost
+        `num_queued`: trajectories not saved yet. `num_trajectories_ever`: added or
+        loaded, in all. The rest is what sampling has cost
         since the buffer was made, see `zarrbuf.stats.ReadStats`, and as `last_...`
         what the last call has.
         """

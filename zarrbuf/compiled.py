@@ -15,22 +15,31 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+import os
+import threading
 from typing import Any, Final
 
 import numpy as np
 
 _LOG: Final = logging.getLogger("zarrbuf")
+# Held while numba is loaded or compiles, and over every fork: a child that is forked in
+# the middle would wait for ever for locks that a thread of its parent held.
+_LOCK: Final = threading.RLock()
+os.register_at_fork(
+    before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release
+)
 
 
 @functools.cache
 def _loops() -> Any:
     """Return the module `loops`, or None where it cannot be used."""
-    try:
-        loops = importlib.import_module("zarrbuf.loops")
-    except ImportError as exc:  # not installed, or too old for this NumPy
-        _LOG.info("chunks are decoded in Python, in one thread: %s", exc)
-        return None
-    return loops if loops.bind() else None
+    with _LOCK:
+        try:
+            loops = importlib.import_module("zarrbuf.loops")
+        except (ImportError, OSError) as exc:  # not there, or not for this NumPy
+            _LOG.info("chunks are decoded in Python, in one thread: %s", exc)
+            return None
+        return loops if loops.bind() else None
 
 
 def have_loops() -> bool:
@@ -44,24 +53,42 @@ def compile_reading() -> None:
     if not have_loops():
         return
     numbers, addresses = np.zeros(0, np.int64), np.zeros(0, np.uint64)
-    decode_loop(
-        *(addresses, addresses, numbers, addresses),
-        *(numbers, numbers, np.zeros(0, np.uint8), numbers),
-    )
-    scatter_loop(addresses, 1, numbers, numbers, numbers, addresses)
+    scratch = np.zeros(1, np.uint8)
+    with _LOCK:
+        _loops().decode_loop(
+            *(addresses, addresses, numbers, addresses),
+            *(numbers, numbers, scratch, numbers),
+        )
+        _loops().scatter_loop(
+            addresses, 1, numbers, numbers, numbers, addresses, scratch
+        )
+
+
+@functools.cache
+def compile_writing() -> None:
+    """Compile the loop that trajectories need, once a process."""
+    name = np.frombuffer(b"lz4\0", np.uint8)
+    numbers, addresses = np.zeros(0, np.int64), np.zeros(0, np.uint64)
+    with _LOCK:
+        _loops().encode_loop(
+            addresses, 1, 1, 0, 1, name, np.zeros(0, np.uint8), numbers
+        )
 
 
 def decode_loop(*arguments: Any) -> None:
     """Check and decode chunks, see `loops.decode_loop`."""
+    compile_reading()
     _loops().decode_loop(*arguments)
 
 
 def encode_loop(*arguments: Any) -> int:
     """Compress blocks of memory, see `loops.encode_loop`."""
+    compile_writing()
     done: int = _loops().encode_loop(*arguments)
     return done
 
 
 def scatter_loop(*arguments: Any) -> None:
     """Copy fields of packed rows, see `loops.scatter_loop`."""
+    compile_reading()
     _loops().scatter_loop(*arguments)

@@ -125,7 +125,8 @@ class Contents:
     ) -> None:
         store.append(items)
         if self._window_size and len(store.listed) > self._window_size:
-            store.drop_first(len(store.listed) - self._window_size)
+            for uuid in store.drop_first(len(store.listed) - self._window_size):
+                self._reader.forget_archive(uuid)
         self._store_size, self._seen = len(store.listed), store.mark
 
     def _known_fields(self) -> dict[str, BatchField]:

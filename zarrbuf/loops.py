@@ -19,7 +19,6 @@ from zarrbuf.chunks import CRC_BYTES, RAW
 
 CRC_RESIDUE: Final = 0x48674BC7
 """The crc32c of any bytes followed by their own crc32c, little-endian."""
-_ROWS_AT_ONCE: Final = 32
 MIN_CHUNK_BYTES: Final = HEADER.size + CRC_BYTES
 
 _compiled: Any = numba.njit(nogil=True)
@@ -48,6 +47,8 @@ def bind() -> bool:
 
     Must be called before the first loop.
     """
+    if numba.config.DISABLE_JIT:
+        return False
     addresses = {
         "decompress": function_address("blosc_decompress_ctx"),
         "compress": function_address("blosc_compress_ctx"),
@@ -207,7 +208,13 @@ def encode_loop(
 
 @_compiled
 def scatter_loop(
-    sources: Any, num_bytes: int, rows: Any, offsets: Any, sizes: Any, targets: Any
+    sources: Any,
+    num_bytes: int,
+    rows: Any,
+    offsets: Any,
+    sizes: Any,
+    targets: Any,
+    scratch: Any,
 ) -> None:
     """Copy the fields of packed rows to arrays of their own.
 
@@ -218,12 +225,15 @@ def scatter_loop(
         offsets: int64 [m], bytes before each field in a packed row.
         sizes: int64 [m], bytes of each field.
         targets: uint64 [m], addresses of the arrays.
+        scratch: uint8 [k * num_bytes], used in between. It comes from the
+            caller: numba frees an array of the loop's own after its last use, and an
+            address is none.
     """
     # Whole rows are collected first: the processor waits for several of them at once.
-    scratch = np.empty(_ROWS_AT_ONCE * num_bytes, np.uint8)
     here = np.uint64(scratch.ctypes.data)
-    for start in range(0, len(sources), _ROWS_AT_ONCE):
-        stop = min(start + _ROWS_AT_ONCE, len(sources))
+    rows_at_once = len(scratch) // max(1, num_bytes)
+    for start in range(0, len(sources), rows_at_once):
+        stop = min(start + rows_at_once, len(sources))
         for i in range(start, stop):
             there = here + np.uint64((i - start) * num_bytes)
             _memcpy(there, sources[i], np.uint64(num_bytes))

@@ -23,8 +23,6 @@ _MIN_FORGOTTEN: Final = 64
 class MemoryStore(TrajectoryStore):
     """Archives in memory."""
 
-    keeps_archives = True
-
     def __init__(self) -> None:
         """Make an empty store."""
         self._items: dict[str, NewTrajectory] = {}
@@ -41,6 +39,9 @@ class MemoryStore(TrajectoryStore):
     @property
     def next_trajectory_id(self) -> int:  # noqa: D102
         return self._next_id
+
+    def keeps(self, uuid: str) -> bool:  # noqa: D102
+        return uuid in self._items
 
     def schema(self, row: Row) -> Schema:  # noqa: D102
         return self._item(row).encoded.header.schema
@@ -74,8 +75,12 @@ class MemoryStore(TrajectoryStore):
         self._frozen.add(copy)
         return copy
 
-    def drop_first(self, count: int) -> None:
-        """Forget the oldest `count` trajectories; frozen copies keep them."""
+    def drop_first(self, count: int) -> list[str]:
+        """Forget the oldest `count` trajectories; frozen copies keep them.
+
+        Returns:
+            Their uuids.
+        """
         stop = self._start + count
         uuids = [self._table.rows.uuid(n) for n in range(self._start, stop)]
         dropped = {uuid: self._items[uuid] for uuid in uuids}
@@ -90,6 +95,7 @@ class MemoryStore(TrajectoryStore):
             self._table = RowTable.of(self.listed.rows)
             self._num_cut += stop
             self._start = 0
+        return uuids
 
     def discard(self, uuids: Collection[str]) -> None:
         """Forget some trajectories, those that are here; quick for the oldest."""

@@ -43,6 +43,19 @@ MIN_PIECE_BYTES: Final = 1 << 20
 MAX_ENCODE_BYTES: Final = 8 << 20
 """Raw bytes compressed at once: so much memory each thread may need."""
 _PIECES_PER_THREAD: Final = 4
+_ROWS_AT_ONCE: Final = 32
+
+
+def require(condition: Any) -> None:
+    """Make sure that no address lies outside its memory, whatever a caller believes.
+
+    No `assert`, which `python -O` leaves out.
+
+    Raises:
+        AssertionError: if one would.
+    """
+    if not condition:
+        raise AssertionError("an address would lie outside its memory")
 
 
 def cut_evenly(sizes: IntArray, num_threads: int) -> list[slice]:
@@ -100,7 +113,11 @@ class _Table:
             targets=(outs[:, 0] + rows * outs[:, 1]).astype(np.uint64),
             num_bytes=outs[:, 1].copy(),
             compressors=columns[:, 5].copy(),
-            max_size=int(columns[:, 4].max()),
+            # A larger chunk is not what it should be: the plain way tells.
+            max_size=min(
+                int(columns[:, 4].max()),
+                int(outs[:, 1].max()) + MAX_OVERHEAD + CRC_BYTES,
+            ),
             sizes=np.full(len(rows), -1),
         )
 
@@ -277,8 +294,7 @@ def scatter_rows(
             row has at its offset.
         rows: int64 [n], where each packed row goes.
     """
-    assert have_loops()
-    assert not len(rows) or (rows.min() >= 0 and rows.max() < min(map(len, outs)))
+    require(not len(rows) or (rows.min() >= 0 and rows.max() < min(map(len, outs))))
     sizes = [out.itemsize * math.prod(out.shape[1:]) for out in outs]
     pairs = zip(offsets, sizes, strict=True)
     assert all(at >= 0 and at + size <= num_bytes for at, size in pairs)
@@ -289,4 +305,5 @@ def scatter_rows(
         np.array(offsets, np.int64),
         np.array(sizes, np.int64),
         np.array([address_of(out) for out in outs], np.uint64),
+        np.empty(_ROWS_AT_ONCE * max(1, num_bytes), np.uint8),
     )

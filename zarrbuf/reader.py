@@ -6,13 +6,17 @@ reads nothing else of an archive. Knows no commit; archives come from a home.
 
 from __future__ import annotations
 
+import functools
 import resource
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
+import numpy as np
+
 from zarrbuf.big_fields import plan_chunks
 from zarrbuf.cache import LruCache
 from zarrbuf.compiled import compile_reading
+from zarrbuf.errors import FormatError
 from zarrbuf.format import AnyArray, BatchField
 from zarrbuf.mapping import are_in_memory
 from zarrbuf.parallel import decode_reads
@@ -25,6 +29,8 @@ from zarrbuf.workers import Workers
 
 MAX_OPEN_ARCHIVES: Final = 16_384
 """Mapped files kept; Linux allows a process 65,530 mappings."""
+MIN_TABLE_BYTES: Final = 16 << 20
+"""Tables of small fields that one batch may hold at a time without any cache."""
 TABLE_BYTES: Final = 400
 """What keeping a table of small fields takes besides its content."""
 PROBES: Final = 16
@@ -59,15 +65,10 @@ Run = tuple[ReadPlan, Sequence[TrajectoryArchive]]
 
 
 class Home(Protocol):
-    """Where the archives of some trajectories are.
+    """Where the archives of some trajectories are."""
 
-    Attributes:
-        keeps_archives: whether their bytes are in memory as long as they are listed.
-    """
-
-    @property
-    def keeps_archives(self) -> bool:
-        """See above."""
+    def keeps(self, uuid: str) -> bool:
+        """Whether the bytes of an archive are in memory anyway, for the time being."""
         ...
 
     def open_archive(self, row: Row) -> TrajectoryArchive:
@@ -103,6 +104,7 @@ class BatchReader:
         self.stats = StatsKeeper()
         self._workers = workers
         self._archive_bytes = archive_bytes
+        self._table_bytes = max(cache_bytes, MIN_TABLE_BYTES)
         self._is_cold = True
         self._num_opened = 0
 
@@ -138,17 +140,32 @@ class BatchReader:
 
         Raises:
             NotFoundError: if it is not there.
-            FormatError: if it is damaged.
+            FormatError: if it is damaged, or another one than the row says.
         """
         uuid = rows.uuid(position)
         archive = self._archives.get(uuid)
         if archive is None:
-            archive = home.open_archive(rows.row(position))
-            is_held = archive.is_in_memory and not home.keeps_archives
-            cost = archive.open_bytes + (len(archive.source) if is_held else 0)
-            self._archives.put(uuid, archive, cost=cost)
-            self._is_cold = True
-            self._num_opened += 1
+            archive = self._open(rows.row(position), home)
+        header, fixed = archive.header, rows.fixed
+        shape = int(fixed["T"][position]), int(fixed["B"][position])
+        if (header.num_steps, header.num_envs) != shape:
+            raise FormatError(
+                f"{archive.name}: holds T={header.num_steps}, B={header.num_envs}; the "
+                f"list says T={shape[0]}, B={shape[1]}"
+            )
+        return archive
+
+    def _open(self, row: Row, home: Home) -> TrajectoryArchive:
+        archive = home.open_archive(row)
+        is_kept = archive.is_in_memory and home.keeps(row.uuid)
+        is_held = archive.is_in_memory and not is_kept
+        cost = archive.open_bytes + (len(archive.source) if is_held else 0)
+        self._archives.put(row.uuid, archive, cost=cost)
+        if is_kept and not home.keeps(row.uuid):
+            # Forgotten meanwhile: nothing else would drop it from here.
+            self._archives.discard(row.uuid)
+        self._is_cold = True
+        self._num_opened += 1
         return archive
 
     def read_batch(
@@ -179,16 +196,12 @@ class BatchReader:
         big = [field for field in fields if field.spec.is_big]
         small = [field for field in fields if not field.spec.is_big]
         num_opened = self._num_opened
-        tables = self._tables_of(trajectories.window, small)
         runs = self._opened(plan, trajectories, stats) if big else _unopened(plan)
         for part, archives in runs:
             if big:
                 self._read_big(part, archives, big, batch, stats)
             if small:
-                self._decode_small(part, archives, tables, trajectories, stats)
-        if small:
-            with stats.timing("gather"):
-                tables.gather(plan, batch)
+                self._read_small(part, archives, small, batch, trajectories, stats)
         stats.archives_opened = self._num_opened - num_opened
         return stats
 
@@ -242,10 +255,52 @@ class BatchReader:
         stats.chunks_read += sum(len(one.chunks) for one in reads)
         stats.bytes_decoded += sum(len(one.chunks) * one.row_bytes for one in reads)
 
+    def _read_small(
+        self,
+        plan: ReadPlan,
+        archives: Sequence[TrajectoryArchive],
+        fields: Sequence[BatchField],
+        batch: Mapping[str, AnyArray],
+        trajectories: Trajectories,
+        stats: ReadStats,
+    ) -> None:
+        """Copy small fields to their rows, with tables of bounded size at a time."""
+        tables = self._tables_of(trajectories.window, fields)
+        needed = tables.bytes_of_unknown(plan.positions)
+        if tables.num_bytes + int(needed.sum()) <= self._table_bytes:
+            self._gather_small(plan, archives, tables, batch, trajectories, stats)
+            return
+        self._tables = None
+        if not archives:
+            plan = plan.by_position()
+        new = functools.partial(SmallTables, trajectories.window, fields, num_dropped=0)
+        used = np.cumsum(new().bytes_of_unknown(plan.positions))
+        start = 0
+        while start < len(plan.positions):
+            before = int(used[start - 1]) if start else 0
+            stop = int(np.searchsorted(used, before + self._table_bytes, side="right"))
+            stop = max(start + 1, stop)
+            part, opened = plan.part(start, stop), archives[start:stop]
+            self._gather_small(part, opened, new(), batch, trajectories, stats)
+            start = stop
+
+    def _gather_small(
+        self,
+        plan: ReadPlan,
+        archives: Sequence[TrajectoryArchive],
+        tables: SmallTables,
+        batch: Mapping[str, AnyArray],
+        trajectories: Trajectories,
+        stats: ReadStats,
+    ) -> None:
+        self._decode_small(plan, archives, tables, trajectories, stats)
+        with stats.timing("gather"):
+            tables.gather(plan, batch)
+
     def _tables_of(self, window: Window, fields: Sequence[BatchField]) -> SmallTables:
         """Return the tables of a window, those of the last batch if they still hold.
 
-        They keep what the cache has forgotten since from being freed, one batch long.
+        They keep what the cache has forgotten from being freed, up to the next batch.
         """
         kept, num_dropped = self._tables, self._small.num_dropped
         if (
@@ -274,7 +329,7 @@ class BatchReader:
         for number, uuid, table in zip(unknown.tolist(), uuids, found, strict=True):
             position = int(plan.positions[number])
             if table is not None:
-                tables.put(position, table)
+                tables.put(position, table, name=uuid)
                 continue
             with stats.timing("read"):
                 archive = (
@@ -283,7 +338,7 @@ class BatchReader:
             with stats.timing("decode"):
                 decoded = decode_small_fields(archive)
             self._small.put(uuid, decoded, cost=decoded.nbytes + TABLE_BYTES)
-            tables.put(position, decoded)
+            tables.put(position, decoded, name=archive.name)
             stats.small_fields_decoded += 1
             here = plan.positions == position
             stats.samples_cached -= int(plan.counts[here].sum())

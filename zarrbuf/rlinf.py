@@ -113,6 +113,9 @@ class RlinfStore(TrajectoryStore):
     def seed(self) -> int | None:  # noqa: D102
         return self.index.seed
 
+    def known_schema(self, row: Row) -> Schema | None:  # noqa: D102
+        return self._schemas.get(row.uuid)
+
     def schema(self, row: Row) -> Schema:  # noqa: D102
         if row.uuid not in self._schemas:
             self.open_archive(row)

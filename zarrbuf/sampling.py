@@ -6,6 +6,7 @@ window in order, within a trajectory `i = t * B + b`. Knows no file and no field
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -80,6 +81,14 @@ class Window:
         """Positions of the window, those counted that are not drawn from."""
         return int(self.firsts[-1])
 
+    def num_samples_of(self, positions: IntArray) -> IntArray:
+        """Return `T * B` of some trajectories, int64 [n]."""
+        sizes = np.zeros(len(positions), np.int64)
+        for number, span, here in _by_span(positions, self.firsts, self):
+            found = positions[here] - self.firsts[number]
+            sizes[here] = span.num_steps[found] * span.num_envs[found]
+        return sizes
+
     def locate(self, position: int) -> tuple[int, int]:
         """Return the span of a position in the window, and the position in it."""
         number = int(np.searchsorted(self.firsts, position, side="right")) - 1
@@ -137,11 +146,23 @@ class ReadPlan:
         )
         return [Group(*part) for part in parts]
 
+    @functools.cached_property
+    def _ends(self) -> IntArray:
+        return np.cumsum(self.counts)
+
+    def by_position(self) -> ReadPlan:
+        """Return the groups in order of their positions, none twice.
+
+        For plans of which every sample is a group.
+        """
+        order = np.argsort(self.positions, kind="stable")
+        positions, counts = np.unique(self.positions, return_counts=True)
+        return ReadPlan(positions, counts, self.rows[order], self.flat[order])
+
     def part(self, start: int, stop: int) -> ReadPlan:
         """Return the groups from `start` up to `stop`."""
-        ends = np.cumsum(self.counts)
-        first = int(ends[start - 1]) if start else 0
-        last = int(ends[stop - 1]) if stop else 0
+        first = int(self._ends[start - 1]) if start else 0
+        last = int(self._ends[stop - 1]) if stop else 0
         return ReadPlan(
             self.positions[start:stop],
             self.counts[start:stop],

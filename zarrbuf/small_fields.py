@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from zarrbuf.chunks import address_of
 from zarrbuf.compiled import have_loops
+from zarrbuf.errors import FormatError
 from zarrbuf.format import AnyArray, BatchField, batch_fields, step_rows
-from zarrbuf.parallel import scatter_rows
+from zarrbuf.parallel import require, scatter_rows
 from zarrbuf.sampling import IntArray, ReadPlan, Window
 from zarrbuf.trajectory_archive import TrajectoryArchive
 
@@ -28,6 +29,7 @@ class SmallTables:
         window: whose positions these are.
         fields: the columns of every table.
         num_dropped: what the cache that the tables come from had forgotten by then.
+        num_bytes: of the tables.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class SmallTables:
         self.fields = list(fields)
         self.num_dropped = num_dropped
         self._dtype = packed_dtype(fields)
+        self.num_bytes = 0
         self._tables: dict[int, AnyArray] = {}
         # Memory that the system hands out as zeros costs nothing until it is used.
         self._addresses = np.zeros(window.num_trajectories, np.int64)
@@ -59,8 +62,32 @@ class SmallTables:
         unknown = np.flatnonzero(self._addresses[positions] == 0)
         return unknown[np.unique(positions[unknown], return_index=True)[1]]
 
-    def put(self, position: int, table: AnyArray) -> None:
-        """Keep the table of a trajectory; it may have more columns."""
+    def bytes_of_unknown(self, positions: IntArray) -> IntArray:
+        """Return what the tables will take that are not there yet.
+
+        Args:
+            positions: int64 [n], repeats allowed.
+
+        Returns:
+            int64 [n], 0 where there is a table, or a position stands there again.
+        """
+        found = np.zeros(len(positions), np.int64)
+        unknown = self.unknown(positions)
+        sizes = self.window.num_samples_of(positions[unknown])
+        found[unknown] = sizes * self._dtype.itemsize
+        return found
+
+    def put(self, position: int, table: AnyArray, *, name: str) -> None:
+        """Keep the table of a trajectory; it may have more columns.
+
+        Raises:
+            FormatError: if it has other than T * B rows, `name` says whose.
+        """
+        (expected,) = self.window.num_samples_of(np.array([position]))
+        if len(table) != expected:
+            raise FormatError(
+                f"{name}: holds {len(table)} samples; the list says {expected}"
+            )
         if table.dtype is not self._dtype:
             wanted = np.empty(len(table), self._dtype)
             for field in self.fields:
@@ -69,6 +96,7 @@ class SmallTables:
         # Of two threads that bring one, the first wins: the address must be that of
         # the table that is kept.
         table = self._tables.setdefault(position, table)
+        self.num_bytes += table.nbytes
         self._sizes[position] = len(table)
         self._addresses[position] = address_of(table)  # last: it tells that it is there
 
@@ -82,8 +110,8 @@ class SmallTables:
         if not have_loops():
             self._gather_plainly(plan, batch)
             return
-        assert (plan.flat >= 0).all()
-        assert (plan.flat < np.repeat(self._sizes[plan.positions], plan.counts)).all()
+        sizes = np.repeat(self._sizes[plan.positions], plan.counts)
+        require((plan.flat >= 0).all() and (plan.flat < sizes).all())
         columns = self._dtype.fields
         assert columns is not None
         offsets = [columns[field.name][1] for field in self.fields]

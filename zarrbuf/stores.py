@@ -94,12 +94,9 @@ class TrajectoryStore(abc.ABC):
 
     Attributes:
         suffix: "zarr", "pt" or "pkl".
-        keeps_archives: whether the bytes of archives are in memory as long as they
-            are listed.
     """
 
     suffix: str = "zarr"
-    keeps_archives: bool = False
 
     @property
     @abc.abstractmethod
@@ -119,6 +116,14 @@ class TrajectoryStore(abc.ABC):
     @abc.abstractmethod
     def schema(self, row: Row) -> Schema:
         """Return the fields of one trajectory."""
+
+    def known_schema(self, row: Row) -> Schema | None:
+        """Return the fields of one trajectory, or None if it has to be opened first."""
+        return self.schema(row)
+
+    def keeps(self, uuid: str) -> bool:
+        """Whether the bytes of an archive are in memory anyway, for the time being."""
+        return False
 
     @abc.abstractmethod
     def open_archive(self, row: Row) -> TrajectoryArchive:

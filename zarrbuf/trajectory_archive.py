@@ -167,6 +167,9 @@ def _check_fields(
                 f"what its field says: {spec} with T={header.num_steps}, "
                 f"B={header.num_envs}"
             )
+    names = [field.name for field in batch_fields(header.schema)]
+    if len(names) != len(set(names)):
+        raise FormatError(f"{name}: two of its arrays claim one field of batches")
     if all(spec.rows != "step" for spec in header.schema.values()):
         raise FormatError(f"{name}: no field says T and B")
 

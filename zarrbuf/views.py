@@ -151,10 +151,9 @@ class View:
         common: set[str] | None = None
         for position in self._some_of_each_schema():
             row = self.row(position)
-            if row.schema == UNKNOWN_SCHEMA:
+            schema = self.store(position).known_schema(row)
+            if schema is None:
                 schema = self.archive(position, reader).header.schema
-            else:
-                schema = self.store(position).schema(row)
             fields = sorted_fields(schema)
             check_fields(fields, known, name=known_name(row))
             known.update({field.name: field for field in fields})

@@ -47,8 +47,10 @@ class Workers:
             Exception: the first that `work` raised; pieces not begun are left out.
         """
         queue = deque(pieces)
-        helpers = self._help(work, queue, min(self.num_threads, len(queue)) - 1)
+        helpers: list[Future[None]] = []
         try:
+            count = min(self.num_threads, len(queue)) - 1
+            self._help(work, queue, count, helpers)
             _drain(work, queue)
         finally:
             queue.clear()
@@ -59,11 +61,14 @@ class Workers:
                 raise failure
 
     def _help(
-        self, work: Callable[[Piece], object], queue: deque[Piece], count: int
-    ) -> list[Future[None]]:
-        helpers: list[Future[None]] = []
+        self,
+        work: Callable[[Piece], object],
+        queue: deque[Piece],
+        count: int,
+        helpers: list[Future[None]],
+    ) -> None:
         if count < 1:
-            return helpers
+            return
         try:
             executor = self._executor
             if executor is None:
@@ -74,7 +79,6 @@ class Workers:
                 helpers.append(executor.submit(_drain, work, queue))
         except RuntimeError:  # the interpreter is ending: fewer threads do it
             pass
-        return helpers
 
     def close(self) -> None:
         """Stop the threads; the next `run` starts new ones. Safe twice."""

@@ -1,0 +1,138 @@
+"""Faults that the fast path had once: memory freed too early or kept too long."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from batches import assert_same_batch, draw, generator
+from helpers import make_trajectory
+
+from zarrbuf import Trajectory, TrajectoryReplayBuffer
+from zarrbuf.errors import FormatError
+from zarrbuf.stores import LogStore
+
+WIDE = """
+import torch
+from zarrbuf import Trajectory, TrajectoryReplayBuffer
+buffer = TrajectoryReplayBuffer(sample_window_size=0)
+for seed in range(4):
+    inputs = {f"x{n}": torch.full((8, 4, 1000), 10.0 * seed + n) for n in range(10)}
+    buffer.add_trajectories(
+        [Trajectory(rewards=torch.full((8, 4, 1), float(seed)), forward_inputs=inputs)]
+    )
+for _ in range(20):
+    batch = buffer.sample(700)
+    for n in range(10):
+        x = batch["forward_inputs"][f"x{n}"]
+        assert (x == 10 * batch["rewards"] + n).all()
+"""
+
+
+def test_wide_rows_are_gathered_through_memory_that_is_there() -> None:
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    subprocess.run([sys.executable, "-c", WIDE], check=True, env=environment)
+
+
+def test_two_buffers_sampled_at_once_do_not_mix_their_rows() -> None:
+    wrong: list[int] = []
+
+    def sample(value: float) -> None:
+        buffer = TrajectoryReplayBuffer(seed=int(value))
+        fields = {f"x{n}": torch.full((64, 8, 50), value) for n in range(4)}
+        buffer.add_trajectories(
+            [Trajectory(rewards=torch.zeros(64, 8, 1), forward_inputs=fields)]
+        )
+        for number in range(60):
+            batch = buffer.sample(2000)["forward_inputs"]
+            if not all((x == value).all() for x in batch.values()):
+                wrong.append(number)
+
+    threads = [threading.Thread(target=sample, args=(v,)) for v in (1.0, 2.0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_what_leaves_a_window_in_memory_is_let_go() -> None:
+    buffer = TrajectoryReplayBuffer(sample_window_size=2)
+    for seed in range(12):
+        buffer.add_trajectories([make_trajectory(4, 2, seed=seed)])
+        buffer.sample(64)
+    assert len(buffer._reader._archives) <= 2
+
+
+def test_tables_of_one_batch_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zarrbuf.reader.MIN_TABLE_BYTES", 1000)
+    trajectories = [
+        make_trajectory(4, 2, seed=n, image_size=size, reset_every=1)
+        for n, size in enumerate((2,) * 9)
+    ]
+    buffer = TrajectoryReplayBuffer(seed=5, cache_bytes=0, sample_window_size=0)
+    buffer.add_trajectories(trajectories)
+    largest = 0
+    reader = buffer._reader
+    gather = reader._gather_small
+
+    def note(plan, archives, tables, *rest):  # type: ignore[no-untyped-def]
+        nonlocal largest
+        gather(plan, archives, tables, *rest)
+        largest = max(largest, tables.num_bytes)
+
+    monkeypatch.setattr(reader, "_gather_small", note)
+    draws = generator(5)
+    for _ in range(3):
+        assert_same_batch(buffer.sample(200), draw(trajectories, 200, draws))
+    assert 500 < largest <= 1000
+    assert reader._tables is None
+
+
+def test_a_uuid_listed_again_with_another_shape_is_refused(tmp_path: Path) -> None:
+    with TrajectoryReplayBuffer(auto_save=True, auto_save_path=tmp_path) as buffer:
+        buffer.add_trajectories([make_trajectory(4, 1, image_size=2)])
+    store = LogStore.open_or_create(
+        buffer._contents._store.storage,  # type: ignore[attr-defined]
+        seed=1,
+        codec="lz4",
+    )
+    action = store.rows.row(0).to_action()
+    action |= {"trajectory_id": 7, "T": 1000, "num_samples": 1000, "shape": [1000, 1]}
+    store.log.commit(lambda now: [action], op="add")
+    reader = TrajectoryReplayBuffer(sample_window_size=0)
+    reader.load_checkpoint(tmp_path)
+    with pytest.raises(FormatError, match="T"):
+        reader.sample(1000)
+
+
+FORK = """
+import os, sys, threading, time
+import torch
+from zarrbuf import Trajectory, TrajectoryReplayBuffer
+buffer = TrajectoryReplayBuffer()
+frames = torch.zeros(4, 1, 64, 64, 3, dtype=torch.uint8)
+trajectory = Trajectory(rewards=torch.zeros(4, 1, 1), curr_obs={"main_images": frames})
+thread = threading.Thread(target=lambda: buffer.add_trajectories([trajectory]))
+thread.start()
+time.sleep(float(sys.argv[1]))
+child = os.fork()
+if child == 0:
+    again = TrajectoryReplayBuffer()
+    again.add_trajectories([trajectory])
+    again.sample(3)
+    os._exit(0)
+thread.join()
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.parametrize("delay_s", [0.05, 0.4])
+def test_a_child_forked_while_loops_are_compiled_goes_on(delay_s: float) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORK, str(delay_s)]
+    subprocess.run(command, check=True, timeout=120)
