@@ -7,6 +7,10 @@ that is to be known of Blosc's header. Knows no checksum and no shard.
 from __future__ import annotations
 
 import ctypes
+
+# numcodecs imports it at its first call. A child forked while another thread is in the
+# middle of that import would wait for it for ever; so it is done here.
+import multiprocessing.synchronize  # noqa: F401
 import struct
 from typing import Final
 
