@@ -109,30 +109,3 @@ def test_a_uuid_listed_again_with_another_shape_is_refused(tmp_path: Path) -> No
     reader.load_checkpoint(tmp_path)
     with pytest.raises(FormatError, match="T"):
         reader.sample(1000)
-
-
-FORK = """
-import os, sys, threading, time
-import torch
-from zarrbuf import Trajectory, TrajectoryReplayBuffer
-buffer = TrajectoryReplayBuffer()
-frames = torch.zeros(4, 1, 64, 64, 3, dtype=torch.uint8)
-trajectory = Trajectory(rewards=torch.zeros(4, 1, 1), curr_obs={"main_images": frames})
-thread = threading.Thread(target=lambda: buffer.add_trajectories([trajectory]))
-thread.start()
-time.sleep(float(sys.argv[1]))
-child = os.fork()
-if child == 0:
-    again = TrajectoryReplayBuffer()
-    again.add_trajectories([trajectory])
-    again.sample(3)
-    os._exit(0)
-thread.join()
-assert os.waitpid(child, 0)[1] == 0
-"""
-
-
-@pytest.mark.parametrize("delay_s", [0.05, 0.4])
-def test_a_child_forked_while_loops_are_compiled_goes_on(delay_s: float) -> None:
-    command = [sys.executable, "-W", "ignore", "-c", FORK, str(delay_s)]
-    subprocess.run(command, check=True, timeout=120)

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.ma import MaskedArray
 
 from zarrbuf.archive import FieldArray, encode_archive
 from zarrbuf.chunks import crc32c
@@ -199,7 +200,7 @@ def _collect_dict(
 
 
 def _as_tensor(value: Any, name: str) -> Tensor:
-    if isinstance(value, np.ma.MaskedArray):
+    if isinstance(value, MaskedArray):
         raise InvalidInputError(
             f"{name} is a masked array; a plain array or a tensor is needed"
         )
