@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from dataclasses import fields
@@ -12,7 +13,8 @@ import torch
 from hypothesis import strategies as st
 
 from zarrbuf.encoding import encode_trajectory
-from zarrbuf.format import STORED_DTYPE, AnyArray
+from zarrbuf.format import STORED_DTYPE, AnyArray, new_uuid
+from zarrbuf.rows import Row
 from zarrbuf.trajectory import Trajectory
 from zarrbuf.zipindex import encode_zip, parse_zip
 
@@ -36,6 +38,23 @@ ODD_KEYS = (
 )
 SAMPLE_SHAPES = ((), (1,), (3,), (2, 3), (0,), (2, 0), (1, 1, 1, 2))
 LAYOUTS = ("dense", "dense", "permuted", "strided", "expanded", "offset")
+
+
+def make_row(trajectory_id: int, **changes: Any) -> Row:
+    """Return a row of a trajectory that is nowhere; its uuid is new."""
+    row = Row(
+        uuid=new_uuid(),
+        trajectory_id=trajectory_id,
+        model_weights_id="w",
+        num_steps=4,
+        num_envs=2,
+        shape=(4, 2, 1),
+        max_episode_length=50,
+        size=10,
+        crc=1,
+        schema="00" * 7 + "01",
+    )
+    return dataclasses.replace(row, **changes)
 
 
 def stored(tensor: Tensor) -> AnyArray:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import helpers
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -72,16 +73,10 @@ class CountingStorage(MemoryStorage):
 
 
 def make_row(trajectory_id: int) -> Row:
-    return Row(
-        uuid=new_uuid(),
-        trajectory_id=trajectory_id,
+    return helpers.make_row(
+        trajectory_id,
         model_weights_id=f"w{trajectory_id}",
         num_steps=trajectory_id % 5 + 1,
-        num_envs=2,
-        shape=(4, 2, 1),
-        max_episode_length=50,
-        size=10,
-        crc=1,
         schema=SCHEMA_ID,
         tags={"n": trajectory_id} if trajectory_id % 3 else {},
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -118,11 +119,13 @@ def test_forged_bodies_never_write_outside(codec: CodecName) -> None:
 @pytest.mark.parametrize("codec", ["lz4", "zstd"])
 def test_a_decompression_bomb_is_refused(codec: CodecName) -> None:
     bomb = blosc.compress(np.zeros(1 << 26, np.uint8), codec.encode(), 5, 0, 0)
-    assert len(bomb) < 1 << 20
-    refuse_untouched(with_crc(bomb), 4096, codec, "67108864 bytes from")
+    num_bytes = 1 << 19
+    assert len(bomb) < num_bytes
+    refuse_untouched(with_crc(bomb), num_bytes, codec, "67108864 bytes from")
+    refuse_untouched(with_crc(bomb), len(bomb) // 2, codec, "raw ones take at most")
     # The same, lying about what it holds: nothing may be written outside `out`.
     with contextlib.suppress(FormatError):
-        decode(forged(bomb, 4, "<I", 4096), 4096, codec)
+        decode(forged(bomb, 4, "<I", num_bytes), num_bytes, codec)
 
 
 def test_a_number_without_dimensions_is_a_plain_chunk() -> None:
@@ -139,3 +142,17 @@ def test_the_checksum_is_castagnoli() -> None:
 
 def test_threads_of_blosc_are_off() -> None:
     assert blosc.use_threads is False
+
+
+@pytest.mark.parametrize("codec", CODEC_NAMES)
+def test_a_chunk_that_claims_more_than_it_can_take_is_not_even_copied(
+    codec: CodecName,
+) -> None:
+    huge = np.zeros(1 << 20, np.uint8)
+    source = memoryview(huge)
+    _, out = canary(8)
+    tracemalloc.start()
+    with pytest.raises(FormatError, match="takes 1048576 bytes; 8 raw ones take at"):
+        decode_chunk_into(source, 0, len(source), out, codec=codec, where=WHERE)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 17
+    tracemalloc.stop()

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import helpers
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -39,7 +40,7 @@ from zarrbuf.errors import (
     StorageError,
     UnsupportedVersionError,
 )
-from zarrbuf.format import FieldSpec, commit_path, new_uuid
+from zarrbuf.format import FieldSpec, commit_path
 from zarrbuf.log_format import MAX_COMMIT_BYTES, Action, seal, sha256_hex
 from zarrbuf.manifest import Snapshot, schema_id
 from zarrbuf.rows import Row
@@ -51,18 +52,7 @@ PROCESSES = multiprocessing.get_context("fork")
 
 
 def make_row(trajectory_id: int, name: str = "w") -> Row:
-    return Row(
-        uuid=new_uuid(),
-        trajectory_id=trajectory_id,
-        model_weights_id=name,
-        num_steps=4,
-        num_envs=2,
-        shape=(4, 2, 1),
-        max_episode_length=50,
-        size=10,
-        crc=1,
-        schema=SCHEMA_ID,
-    )
+    return helpers.make_row(trajectory_id, model_weights_id=name, schema=SCHEMA_ID)
 
 
 def start(storage: Storage) -> CommitLog:

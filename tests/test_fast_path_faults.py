@@ -109,3 +109,47 @@ def test_a_uuid_listed_again_with_another_shape_is_refused(tmp_path: Path) -> No
     reader.load_checkpoint(tmp_path)
     with pytest.raises(FormatError, match="T"):
         reader.sample(1000)
+
+
+FORK = """
+import os, sys, threading, time
+import torch
+from zarrbuf import Trajectory, TrajectoryReplayBuffer
+buffer = TrajectoryReplayBuffer()
+frames = torch.zeros(4, 1, 64, 64, 3, dtype=torch.uint8)
+trajectory = Trajectory(rewards=torch.zeros(4, 1, 1), curr_obs={"main_images": frames})
+thread = threading.Thread(target=lambda: buffer.add_trajectories([trajectory]))
+thread.start()
+time.sleep(float(sys.argv[1]))
+child = os.fork()
+if child == 0:
+    again = TrajectoryReplayBuffer()
+    again.add_trajectories([trajectory])
+    again.sample(3)
+    os._exit(0)
+thread.join()
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.parametrize("delay_s", [0.05, 0.2, 0.4])
+def test_a_child_forked_while_another_thread_stores_goes_on(delay_s: float) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORK, str(delay_s)]
+    subprocess.run(command, check=True, timeout=120)
+
+
+OUTSIDE = """
+import numpy as np
+from zarrbuf.parallel import scatter_rows
+sources, rows = np.zeros(1, np.uint64), np.zeros(1, np.int64)
+try:
+    scatter_rows(sources, 8, [8], [np.zeros((1, 1))], rows)
+except AssertionError as error:
+    print(error)
+"""
+
+
+def test_addresses_are_checked_when_python_leaves_asserts_out() -> None:
+    command = [sys.executable, "-O", "-c", OUTSIDE]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "outside its memory" in done.stdout

@@ -9,13 +9,14 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import helpers
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zarrbuf.errors import FormatError, UnsupportedVersionError
-from zarrbuf.format import STORED_DTYPE, FieldSpec, new_uuid
+from zarrbuf.format import STORED_DTYPE, FieldSpec
 from zarrbuf.log_format import (
     MAX_COMMIT_BYTES,
     Action,
@@ -57,19 +58,7 @@ JSON_OBJECTS = st.dictionaries(
 
 
 def make_row(trajectory_id: int, **changes: Any) -> Row:
-    row = Row(
-        uuid=new_uuid(),
-        trajectory_id=trajectory_id,
-        model_weights_id="w",
-        num_steps=4,
-        num_envs=2,
-        shape=(4, 2, 1),
-        max_episode_length=50,
-        size=10,
-        crc=1,
-        schema=SCHEMA_ID,
-    )
-    return dataclasses.replace(row, **changes)
+    return helpers.make_row(trajectory_id, **{"schema": SCHEMA_ID, **changes})
 
 
 def make_commit(actions: Sequence[Action], version: int = 1, **changes: Any) -> Commit:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
+import re
 import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -357,6 +358,7 @@ def test_no_loop_gets_an_address_outside_its_memory(
 # Damage.
 
 NUM_VALUES = 120
+TOO_MUCH = "raw ones take at most"
 VALUES: AnyArray = np.arange(NUM_VALUES, dtype=np.uint32) // 3
 NUM_BYTES = VALUES.nbytes
 
@@ -415,7 +417,7 @@ UNTOUCHED = bytes([CANARY]) * NUM_BYTES
 def refused_untouched(chunk: bytes, codec: CodecName, rule: str) -> None:
     error, message, row = same_outcome(opened([chunk], codec, NUM_BYTES))
     assert error is FormatError
-    assert rule in message
+    assert re.search(rule, message)
     assert message.startswith(f"some.zarr.zip: field {codec!r}: ")
     assert row == UNTOUCHED
 
@@ -467,7 +469,7 @@ def test_a_sound_chunk_of_another_size_is_refused_before_decoding(
     for count in (1, NUM_VALUES - 1, NUM_VALUES + 1, 2 * NUM_VALUES, 100_000):
         values = np.arange(count, dtype=np.uint32) // 3
         chunk = encode_chunk(values, codec, CODECS[codec])
-        refused_untouched(chunk, codec, f"{4 * count} bytes from")
+        refused_untouched(chunk, codec, f"{4 * count} bytes from|{TOO_MUCH}")
 
 
 @pytest.mark.parametrize("codec", COMPRESSED)
@@ -494,13 +496,14 @@ def test_forged_bodies_never_write_outside(codec: CodecName) -> None:
 @pytest.mark.parametrize("codec", COMPRESSED)
 def test_a_decompression_bomb_is_refused(codec: CodecName) -> None:
     bomb = blosc.compress(np.zeros(1 << 24, np.uint8), codec.encode(), 5, 0, 0)
-    refused_untouched(with_crc(bomb), codec, "16777216 bytes from")
+    refused_untouched(with_crc(bomb), codec, TOO_MUCH)
     same_outcome(opened([forged(bomb, 4, "<I", NUM_BYTES)], codec, NUM_BYTES))
 
 
 def test_a_plain_chunk_has_exactly_its_bytes() -> None:
     for size in (0, 1, 15, 16, NUM_BYTES - 1, NUM_BYTES + 1, 4 * NUM_BYTES):
-        refused_untouched(with_crc(bytes(size)), "none", f"{NUM_BYTES} are expected")
+        rule = f"{NUM_BYTES} are expected|{TOO_MUCH}"
+        refused_untouched(with_crc(bytes(size)), "none", rule)
 
 
 @pytest.mark.parametrize("codec", CODEC_NAMES)

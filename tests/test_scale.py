@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import helpers
 import numpy as np
 import pytest
 from helpers import make_trajectory
@@ -41,18 +42,7 @@ SCHEMA_ID = schema_id(FIELDS)
 
 
 def make_row(trajectory_id: int) -> Row:
-    return Row(
-        uuid=new_uuid(),
-        trajectory_id=trajectory_id,
-        model_weights_id="weights",
-        num_steps=4,
-        num_envs=2,
-        shape=(4, 2, 1),
-        max_episode_length=50,
-        size=10,
-        crc=1,
-        schema=SCHEMA_ID,
-    )
+    return helpers.make_row(trajectory_id, schema=SCHEMA_ID)
 
 
 def make_rows(count: int) -> Rows:

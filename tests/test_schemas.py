@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import helpers
 import jsonschema
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from zarrbuf.archive import Archive, FieldArray, encode_archive
 from zarrbuf.checkpoints import parse_checkpoint, write_segments
 from zarrbuf.commits import encode_root, open_or_create_log, parse_root
 from zarrbuf.errors import FormatError, UnsupportedVersionError
-from zarrbuf.format import STORED_DTYPE, FieldSpec, new_uuid
+from zarrbuf.format import STORED_DTYPE, FieldSpec
 from zarrbuf.log_format import SegmentRef, parse_commit, seal, sha256_hex, unseal
 from zarrbuf.manifest import Snapshot, apply_commits, schema_id, schema_json
 from zarrbuf.metadata import encode_json
@@ -65,19 +66,8 @@ def validator(name: str, definition: str = "") -> jsonschema.Draft202012Validato
 
 
 def make_row(trajectory_id: int, **changes: Any) -> Row:
-    values: dict[str, Any] = {
-        "uuid": new_uuid(),
-        "trajectory_id": trajectory_id,
-        "model_weights_id": "0f3c_7",
-        "num_steps": 4,
-        "num_envs": 2,
-        "shape": (4, 2, 1),
-        "max_episode_length": 50,
-        "size": 1234,
-        "crc": 2**32 - 1,
-        "schema": SCHEMA_ID,
-    }
-    return Row(**{**values, **changes})
+    large = {"model_weights_id": "0f3c_7", "size": 1234, "crc": 2**32 - 1}
+    return helpers.make_row(trajectory_id, schema=SCHEMA_ID, **{**large, **changes})
 
 
 # --------------------------------------------------------------------- mutations

@@ -84,14 +84,19 @@ def test_a_cache_that_holds_nothing_keeps_nothing() -> None:
         assert buffer.get_stats()["cache_bytes"] == 0
 
 
-def test_of_two_tables_of_one_trajectory_the_first_is_kept() -> None:
+def archive_and_tables(num_steps: int) -> tuple[TrajectoryArchive, SmallTables]:
+    """Return an archive of 2 steps and 2 environments, and tables for a list of it."""
     trajectory = made(1, image_size=2, extra=False)
-    archive = TrajectoryArchive(
-        encode_trajectory(trajectory, uuid="0" * 32, codec="lz4").data, name="x"
-    )
+    data = encode_trajectory(trajectory, uuid="0" * 32, codec="lz4").data
+    archive = TrajectoryArchive(data, name="x")
     fields = [f for f in sorted_fields(archive.header.schema) if not f.spec.is_big]
-    window = Window.of(np.array([2]), np.array([2]))
-    tables = SmallTables(window, fields, num_dropped=0)
+    window = Window.of(np.array([num_steps]), np.array([2]))
+    return archive, SmallTables(window, fields, num_dropped=0)
+
+
+def test_of_two_tables_of_one_trajectory_the_first_is_kept() -> None:
+    archive, tables = archive_and_tables(num_steps=2)
+    fields, window = tables.fields, tables.window
     first = decode_small_fields(archive)
     tables.put(0, first, name="x")
     other = decode_small_fields(archive)
@@ -105,12 +110,6 @@ def test_of_two_tables_of_one_trajectory_the_first_is_kept() -> None:
 
 
 def test_a_table_of_another_length_than_the_list_says_is_refused() -> None:
-    trajectory = made(1, image_size=2, extra=False)
-    archive = TrajectoryArchive(
-        encode_trajectory(trajectory, uuid="0" * 32, codec="lz4").data, name="x"
-    )
-    fields = [f for f in sorted_fields(archive.header.schema) if not f.spec.is_big]
-    window = Window.of(np.array([3]), np.array([2]))
-    tables = SmallTables(window, fields, num_dropped=0)
+    archive, tables = archive_and_tables(num_steps=3)
     with pytest.raises(FormatError, match="t_1: holds 4 samples; the list says 6"):
         tables.put(0, decode_small_fields(archive), name="t_1")

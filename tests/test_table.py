@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import helpers
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zarrbuf.format import new_uuid
 from zarrbuf.growing import GrowingArray, GrowingText
 from zarrbuf.rows import Row, Rows
 from zarrbuf.table import RowTable, Stretch
@@ -20,16 +20,11 @@ WORDS = st.sampled_from(["", "a", "b", "ab", "w" * 36, "ä", "x\0", "x"])
 
 
 def make_row(trajectory_id: int, *, schema: int = 1, num_steps: int = 2) -> Row:
-    return Row(
-        uuid=new_uuid(),
-        trajectory_id=trajectory_id,
+    return helpers.make_row(
+        trajectory_id,
         model_weights_id=f"w{trajectory_id // 3}",
         num_steps=num_steps,
-        num_envs=2,
         shape=(num_steps, 2, 1),
-        max_episode_length=50,
-        size=10,
-        crc=1,
         schema=f"{schema:016x}",
         tags={"n": trajectory_id} if trajectory_id % 4 == 0 else {},
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, cast
 
+import helpers
 import numpy as np
 import pytest
 import torch
@@ -29,17 +30,12 @@ READER = cast(BatchReader, None)
 
 
 def make_row(trajectory_id: int, num_steps: int = 2, num_envs: int = 3) -> Row:
-    return Row(
-        uuid=new_uuid(),
-        trajectory_id=trajectory_id,
-        model_weights_id="w",
+    return helpers.make_row(
+        trajectory_id,
         num_steps=num_steps,
         num_envs=num_envs,
         shape=(num_steps, num_envs),
         max_episode_length=5,
-        size=10,
-        crc=1,
-        schema="00" * 7 + "01",
     )
 
 

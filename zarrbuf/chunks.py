@@ -20,6 +20,7 @@ import numpy.typing as npt
 from zarrbuf.blosc import (
     COMPRESSORS,
     HEADER,
+    MAX_OVERHEAD,
     VERSION,
     compress,
     decompress_into,
@@ -114,6 +115,12 @@ def decode_chunk_into(
         FormatError: if the checksum, the sizes in the header or the data are wrong;
             the sizes are checked before any byte is decoded.
     """
+    most = out.nbytes + MAX_OVERHEAD + CRC_BYTES
+    if stop - start > most:
+        raise FormatError(
+            f"{where}: a chunk takes {stop - start} bytes; {out.nbytes} raw ones take "
+            f"at most {most}"
+        )
     body = bytes(source[start : stop - CRC_BYTES])
     stored = source[stop - CRC_BYTES : stop]
     if crc32c(body) != int.from_bytes(stored, "little"):
@@ -264,9 +271,21 @@ class ChunkReads:
         return np.concatenate(found)
 
 
+def require(condition: object) -> None:
+    """Make sure that no address lies outside its memory, whatever a caller believes.
+
+    No `assert`, which `python -O` leaves out.
+
+    Raises:
+        AssertionError: if one would.
+    """
+    if not condition:
+        raise AssertionError("an address would lie outside its memory")
+
+
 def address_of(array: AnyArray) -> int:
     """Return the address of a C-contiguous array's first byte."""
-    assert array.flags.c_contiguous
+    require(array.flags.c_contiguous)
     return int(array.ctypes.data)
 
 

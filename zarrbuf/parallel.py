@@ -24,6 +24,7 @@ from zarrbuf.chunks import (
     address_of,
     decode_reads_plainly,
     encode_rows_plainly,
+    require,
 )
 from zarrbuf.compiled import (
     decode_loop,
@@ -44,18 +45,6 @@ MAX_ENCODE_BYTES: Final = 8 << 20
 """Raw bytes compressed at once: so much memory each thread may need."""
 _PIECES_PER_THREAD: Final = 4
 _ROWS_AT_ONCE: Final = 32
-
-
-def require(condition: Any) -> None:
-    """Make sure that no address lies outside its memory, whatever a caller believes.
-
-    No `assert`, which `python -O` leaves out.
-
-    Raises:
-        AssertionError: if one would.
-    """
-    if not condition:
-        raise AssertionError("an address would lie outside its memory")
 
 
 def cut_evenly(sizes: IntArray, num_threads: int) -> list[slice]:
@@ -102,10 +91,8 @@ class _Table:
         )
         outs = np.repeat(outs, [len(one.rows) for one in reads], axis=0)
         # No address may lie outside its memory, whatever the caller believes.
-        assert (chunks >= 0).all()
-        assert (chunks < columns[:, 3]).all()
-        assert (rows >= 0).all()
-        assert (rows < outs[:, 2]).all()
+        require(((chunks >= 0) & (chunks < columns[:, 3])).all())
+        require(((rows >= 0) & (rows < outs[:, 2])).all())
         return cls(
             entries=(columns[:, 1] + 16 * chunks).astype(np.uint64),
             sources=columns[:, 0].astype(np.uint64),
@@ -297,7 +284,7 @@ def scatter_rows(
     require(not len(rows) or (rows.min() >= 0 and rows.max() < min(map(len, outs))))
     sizes = [out.itemsize * math.prod(out.shape[1:]) for out in outs]
     pairs = zip(offsets, sizes, strict=True)
-    assert all(at >= 0 and at + size <= num_bytes for at, size in pairs)
+    require(all(at >= 0 and at + size <= num_bytes for at, size in pairs))
     scatter_loop(
         sources,
         num_bytes,
