@@ -153,3 +153,30 @@ def test_addresses_are_checked_when_python_leaves_asserts_out() -> None:
     command = [sys.executable, "-O", "-c", OUTSIDE]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert "outside its memory" in done.stdout
+
+
+WITHOUT_COMPILER = """
+import torch
+from zarrbuf import Trajectory, TrajectoryReplayBuffer
+from zarrbuf.compiled import have_loops
+buffer = TrajectoryReplayBuffer()
+steps = torch.arange(6.0).reshape(3, 2, 1)
+frames = steps[..., None, None].to(torch.uint8).expand(3, 2, 40, 40, 3).contiguous()
+trajectory = Trajectory(rewards=steps, curr_obs={"main_images": frames})
+buffer.add_trajectories([trajectory])
+batch = buffer.sample(50)
+images = batch["curr_obs"]["main_images"]
+assert (images == batch["rewards"][..., None, None]).all()
+print(have_loops())
+"""
+
+
+def test_a_numba_that_is_told_not_to_compile_is_not_used() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_COMPILER],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
+    )
+    assert done.stdout == "False\n"
