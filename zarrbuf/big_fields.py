@@ -68,7 +68,7 @@ def _chunk_numbers(
         )
     stages = np.array([field.stage or 0 for field in fields])
     first = stages * np.array(num_rows) * np.array(num_envs)
-    numbers: IntArray = chunks + np.repeat(first, plan.counts)
+    numbers: IntArray = chunks + plan.for_samples(first)
     return numbers
 
 

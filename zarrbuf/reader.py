@@ -266,7 +266,8 @@ class BatchReader:
     ) -> None:
         """Copy small fields to their rows, with tables of bounded size at a time."""
         tables = self._tables_of(trajectories.window, fields)
-        needed = tables.bytes_of_unknown(plan.positions)
+        unknown = tables.unknown(plan.positions)
+        needed = tables.table_bytes(plan.positions[unknown])
         if tables.num_bytes + int(needed.sum()) <= self._table_bytes:
             self._gather_small(plan, archives, tables, batch, trajectories, stats)
             return
@@ -274,7 +275,7 @@ class BatchReader:
         if not archives:
             plan = plan.by_position()
         new = functools.partial(SmallTables, trajectories.window, fields, num_dropped=0)
-        used = np.cumsum(new().bytes_of_unknown(plan.positions))
+        used = np.cumsum(tables.table_bytes(plan.positions))
         start = 0
         while start < len(plan.positions):
             before = int(used[start - 1]) if start else 0

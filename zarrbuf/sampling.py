@@ -134,6 +134,12 @@ class ReadPlan:
         """Rows of the batch."""
         return len(self.rows)
 
+    def for_samples(self, values: IntArray) -> IntArray:
+        """Return a value of each group for each of its samples, int64 [n]."""
+        if len(self.positions) == len(self.rows):
+            return values
+        return np.repeat(values, self.counts)
+
     @property
     def groups(self) -> list[Group]:
         """The samples of each trajectory, for those who want one after the other."""

@@ -60,22 +60,13 @@ class SmallTables:
             int64 [m], indices in `positions`, by position, none twice.
         """
         unknown = np.flatnonzero(self._addresses[positions] == 0)
+        if not len(unknown):
+            return unknown
         return unknown[np.unique(positions[unknown], return_index=True)[1]]
 
-    def bytes_of_unknown(self, positions: IntArray) -> IntArray:
-        """Return what the tables will take that are not there yet.
-
-        Args:
-            positions: int64 [n], repeats allowed.
-
-        Returns:
-            int64 [n], 0 where there is a table, or a position stands there again.
-        """
-        found = np.zeros(len(positions), np.int64)
-        unknown = self.unknown(positions)
-        sizes = self.window.num_samples_of(positions[unknown])
-        found[unknown] = sizes * self._dtype.itemsize
-        return found
+    def table_bytes(self, positions: IntArray) -> IntArray:
+        """Return what the tables of some trajectories take, int64 [n]."""
+        return self.window.num_samples_of(positions) * self._dtype.itemsize
 
     def put(self, position: int, table: AnyArray, *, name: str) -> None:
         """Keep the table of a trajectory; it may have more columns.
@@ -110,14 +101,14 @@ class SmallTables:
         if not have_loops():
             self._gather_plainly(plan, batch)
             return
-        sizes = np.repeat(self._sizes[plan.positions], plan.counts)
+        sizes = plan.for_samples(self._sizes[plan.positions])
         require((plan.flat >= 0).all() and (plan.flat < sizes).all())
         columns = self._dtype.fields
         assert columns is not None
         offsets = [columns[field.name][1] for field in self.fields]
         outs = [batch[field.name] for field in self.fields]
         num_bytes = self._dtype.itemsize
-        first = np.repeat(self._addresses[plan.positions], plan.counts)
+        first = plan.for_samples(self._addresses[plan.positions])
         sources = (first + plan.flat * num_bytes).astype(np.uint64)
         scatter_rows(sources, num_bytes, offsets, outs, plan.rows)
 
