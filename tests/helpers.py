@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 
 from zarrbuf.encoding import encode_trajectory
 from zarrbuf.format import STORED_DTYPE, AnyArray, new_uuid
+from zarrbuf.locations import open_storage
+from zarrbuf.object_storage import ObjectStorage
 from zarrbuf.rows import Row
+from zarrbuf.storage import Storage
 from zarrbuf.trajectory import Trajectory
 from zarrbuf.zipindex import encode_zip, parse_zip
 
@@ -38,6 +41,17 @@ ODD_KEYS = (
 )
 SAMPLE_SHAPES = ((), (1,), (3,), (2, 3), (0,), (2, 0), (1, 1, 1, 2))
 LAYOUTS = ("dense", "dense", "permuted", "strided", "expanded", "offset")
+
+
+class MemoryStorage(ObjectStorage):
+    """A storage in memory that is asked for one object after the other, to count."""
+
+    def __init__(self, url: str) -> None:
+        vars(self).update(vars(open_storage(url)))
+
+    read_existing = Storage.read_existing
+    put = Storage.put
+    put_all = Storage.put_all
 
 
 def make_row(trajectory_id: int, **changes: Any) -> Row:

@@ -12,6 +12,7 @@ from typing import Any
 
 import helpers
 import pytest
+from helpers import MemoryStorage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,7 +38,7 @@ from zarrbuf.log_format import Action, SegmentRef, seal
 from zarrbuf.manifest import Snapshot, schema_id
 from zarrbuf.rows import Row, Rows
 from zarrbuf.segments import parse_segment
-from zarrbuf.storage import MemoryStorage, Outcome
+from zarrbuf.storage import Outcome
 
 INTERVAL = 4
 PER_LEVEL = 3

@@ -18,6 +18,7 @@ from typing import Any
 
 import helpers
 import pytest
+from helpers import MemoryStorage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,10 +42,12 @@ from zarrbuf.errors import (
     UnsupportedVersionError,
 )
 from zarrbuf.format import FieldSpec, commit_path
+from zarrbuf.local_storage import LocalStorage
+from zarrbuf.locations import open_storage
 from zarrbuf.log_format import MAX_COMMIT_BYTES, Action, seal, sha256_hex
 from zarrbuf.manifest import Snapshot, schema_id
 from zarrbuf.rows import Row
-from zarrbuf.storage import LocalStorage, MemoryStorage, Outcome, Storage, open_storage
+from zarrbuf.storage import Outcome, Storage
 
 FIELDS = {"rewards": FieldSpec("float32", (1,), "step")}
 SCHEMA_ID = schema_id(FIELDS)

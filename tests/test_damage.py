@@ -18,7 +18,8 @@ from helpers import assert_same_trajectory, make_trajectory
 from zarrbuf import TrajectoryReplayBuffer, convert, list_buffer, verify
 from zarrbuf.commits import CommitLog
 from zarrbuf.errors import FormatError, NotFoundError, StorageError, ZarrbufError
-from zarrbuf.storage import LocalStorage, Outcome
+from zarrbuf.local_storage import LocalStorage
+from zarrbuf.storage import Outcome
 
 DATA = Path(__file__).parent / "data"
 COUNT = 3

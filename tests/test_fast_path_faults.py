@@ -66,11 +66,11 @@ def test_what_leaves_a_window_in_memory_is_let_go() -> None:
     for seed in range(12):
         buffer.add_trajectories([make_trajectory(4, 2, seed=seed)])
         buffer.sample(64)
-    assert len(buffer._reader._archives) <= 2
+    assert len(buffer._reader.archives) <= 2
 
 
 def test_tables_of_one_batch_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zarrbuf.reader.MIN_TABLE_BYTES", 1000)
+    monkeypatch.setattr("zarrbuf.small_reader.MIN_TABLE_BYTES", 1000)
     trajectories = [
         make_trajectory(4, 2, seed=n, image_size=size, reset_every=1)
         for n, size in enumerate((2,) * 9)
@@ -78,15 +78,15 @@ def test_tables_of_one_batch_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     buffer = TrajectoryReplayBuffer(seed=5, cache_bytes=0, sample_window_size=0)
     buffer.add_trajectories(trajectories)
     largest = 0
-    reader = buffer._reader
-    gather = reader._gather_small
+    reader = buffer._reader.small
+    gather = reader._gather
 
-    def note(plan, archives, tables, *rest):  # type: ignore[no-untyped-def]
+    def note(part, tables, reading):  # type: ignore[no-untyped-def]
         nonlocal largest
-        gather(plan, archives, tables, *rest)
+        gather(part, tables, reading)
         largest = max(largest, tables.num_bytes)
 
-    monkeypatch.setattr(reader, "_gather_small", note)
+    monkeypatch.setattr(reader, "_gather", note)
     draws = generator(5)
     for _ in range(3):
         assert_same_batch(buffer.sample(200), draw(trajectories, 200, draws))

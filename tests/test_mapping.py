@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zarrbuf import TrajectoryReplayBuffer, mapping
+from zarrbuf.local_storage import LocalStorage
 from zarrbuf.mapping import TAIL_BYTES, are_in_memory, map_file, will_need
-from zarrbuf.storage import LocalStorage
 
 PAGE = mmap.PAGESIZE
 SIZES = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from zarrbuf.batches import as_batch, new_arrays
 from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import FormatError
+from zarrbuf.fetching import FetchCost
 from zarrbuf.format import AnyArray, BatchField
 from zarrbuf.memory import BatchMemory
 from zarrbuf.reader import BatchReader
@@ -40,9 +41,12 @@ class Opened:
     def uuids(self, positions: IntArray) -> list[str]:
         return [self._archives[position].header.uuid for position in positions.tolist()]
 
-    def archive(self, position: int) -> TrajectoryArchive:
-        self.asked_for.append(position)
-        return self._archives[position]
+    def archives(
+        self, positions: IntArray, cost: FetchCost
+    ) -> Iterator[TrajectoryArchive]:
+        for position in positions.tolist():
+            self.asked_for.append(position)
+            yield self._archives[position]
 
 
 def encoded(trajectory: Trajectory, uuid: str = "0" * 32) -> TrajectoryArchive:

@@ -176,12 +176,12 @@ def test_archives_made_from_files_are_kept_within_the_bound(folder: Path) -> Non
     whole = TrajectoryReplayBuffer()
     whole.load_checkpoint(folder)
     whole.sample(100)
-    kept = whole._reader._archives.cost
+    kept = whole._reader.archives.num_bytes
     tight = TrajectoryReplayBuffer(cache_bytes=kept // 2)
     tight.load_checkpoint(folder)
     for _ in range(3):
         tight.sample(100)
-        assert tight._reader._archives.cost <= kept // 2
+        assert tight._reader.archives.num_bytes <= kept // 2
 
 
 def test_files_whose_index_was_lost_keep_their_names(folder: Path) -> None:

@@ -219,10 +219,10 @@ def failing_writer(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     faults = ["disk on fire"]
     write = LogStore._write
 
-    def fail(self: LogStore, item: Any) -> None:
+    def fail(self: LogStore, items: Any) -> None:
         if faults:
-            raise StorageError(f"{item.row.path}: {faults[0]}")
-        write(self, item)
+            raise StorageError(f"{items[0].row.path}: {faults[0]}")
+        write(self, items)
 
     monkeypatch.setattr(LogStore, "_write", fail)
     return faults

@@ -12,7 +12,8 @@ from helpers import assert_same_trajectory, make_trajectory
 
 from zarrbuf import Trajectory, TrajectoryReplayBuffer, list_buffer, verify
 from zarrbuf.errors import InvalidInputError, StorageError
-from zarrbuf.storage import LocalStorage, Outcome
+from zarrbuf.local_storage import LocalStorage
+from zarrbuf.storage import Outcome
 
 
 def made(first: int, count: int) -> list[Trajectory]:

@@ -16,7 +16,7 @@ from typing import Any
 import helpers
 import numpy as np
 import pytest
-from helpers import make_trajectory
+from helpers import MemoryStorage, make_trajectory
 
 from zarrbuf import TrajectoryReplayBuffer
 from zarrbuf import memory_store as memory_store_module
@@ -32,7 +32,7 @@ from zarrbuf.memory_store import MemoryStore
 from zarrbuf.reader import BatchReader
 from zarrbuf.rows import Row, Rows
 from zarrbuf.sampling import plan_batch
-from zarrbuf.storage import MemoryStorage, Outcome
+from zarrbuf.storage import Outcome
 from zarrbuf.stores import LogStore, NewTrajectory
 from zarrbuf.table import RowTable
 

@@ -24,6 +24,8 @@ COUNTS = (
     "chunks_read",
     "bytes_read",
     "bytes_decoded",
+    "requests",
+    "bytes_fetched",
     "archives_opened",
     "small_fields_decoded",
     "samples_cached",
@@ -32,6 +34,7 @@ SECONDS = (
     "compile_seconds",
     "plan_seconds",
     "read_seconds",
+    "fetch_seconds",
     "decode_seconds",
     "gather_seconds",
 )

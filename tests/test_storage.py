@@ -15,16 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import MemoryStorage
+from s3 import S3
 
-from zarrbuf import storage as storage_module
+from zarrbuf import local_storage as storage_module
 from zarrbuf.errors import InvalidInputError, NotFoundError, StorageError
-from zarrbuf.storage import (
-    LocalStorage,
-    MemoryStorage,
-    Outcome,
-    Storage,
-    open_storage,
-)
+from zarrbuf.local_storage import LocalStorage
+from zarrbuf.locations import open_storage
+from zarrbuf.storage import Outcome, Storage
 
 NAME = "manifest/00000000000000000001.json"
 HOSTILE_NAMES = [
@@ -48,11 +46,14 @@ FAILURES = [
 ]
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3fs", "obstore"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    """An empty storage of each kind; an object store is one more parameter."""
+    """An empty storage of each kind."""
     if request.param == "local":
         return open_storage(tmp_path / "buffer")
+    if request.param != "memory":
+        s3: S3 = request.getfixturevalue("s3")
+        return s3.storage(client=request.param)
     return open_storage(f"memory://contract-{uuid.uuid4().hex}/buffer")
 
 
@@ -211,7 +212,8 @@ class TestContract:
         assert storage.describe("") == storage.url
 
     def test_how_a_commit_is_made_is_recorded(self, storage: Storage) -> None:
-        expected = "link" if isinstance(storage, LocalStorage) else "lock"
+        scheme = storage.url.partition("://")[0]
+        expected = {"memory": "lock", "s3": "if-none-match"}.get(scheme, "link")
         assert storage.commit_method == expected
 
 
@@ -544,8 +546,9 @@ def test_a_read_only_directory_is_a_storage_error(local: LocalStorage) -> None:
     [
         "",
         "a\0b",
-        "http://host/x",
-        "s3://bucket/x",
+        "s3://",
+        "s3:///x",
+        "s3://bucket/../x",
         "ftp://host/x",
         "zip://x::file://y",
         "simplecache::s3://bucket/x",
@@ -555,6 +558,21 @@ def test_other_paths_are_refused_by_name(path: str) -> None:
     with pytest.raises(InvalidInputError) as caught:
         open_storage(path)
     assert repr(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "s3://key:secret@bucket/x",
+        "http://secret@host/x",
+        "http://host/x?token=secret",
+        "https://host/x#secret",
+    ],
+)
+def test_credentials_in_a_url_are_refused_and_not_shown(path: str) -> None:
+    with pytest.raises(InvalidInputError, match="credentials") as caught:
+        open_storage(path)
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("path", [b"bytes", None, 3, ["x"]])

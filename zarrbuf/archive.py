@@ -6,10 +6,12 @@ neither storage nor what the arrays mean.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,7 @@ from zarrbuf.chunks import (
     encode_rows_plainly,
 )
 from zarrbuf.errors import FormatError
+from zarrbuf.fetching import RemoteObject
 from zarrbuf.format import AnyArray
 from zarrbuf.metadata import (
     CODECS,
@@ -37,9 +40,11 @@ from zarrbuf.shards import (
     check_coverage,
     decode_chunks,
     encode_shard,
+    index_bytes,
     is_row_grid,
     parse_index,
 )
+from zarrbuf.sparse import SparseObject
 from zarrbuf.zipindex import Member, encode_zip, parse_zip, read_member
 
 IntArray = npt.NDArray[np.int64]
@@ -122,6 +127,11 @@ def _parents(field: str) -> list[str]:
     return ["/".join(parts[:n]) for n in range(1, len(parts))]
 
 
+def is_metadata(member: Member) -> bool:
+    """Whether a member says what the others are."""
+    return member.name == METADATA_NAME or member.name.endswith(f"/{METADATA_NAME}")
+
+
 class Archive:
     """An archive opened for reading; immutable, safe to share between threads.
 
@@ -130,10 +140,19 @@ class Archive:
         source: its bytes, mapped or in memory.
         attributes: attributes of the root group.
         arrays: field path -> what its metadata says.
+        remote: where those of its bytes are that are not in `source` yet; None if all
+            are.
     """
 
-    def __init__(self, source: Source, *, name: str) -> None:
+    remote: RemoteObject | None = None
+
+    def __init__(self, source: Source, *, name: str, is_whole: bool = True) -> None:
         """Read the directory and all metadata, and check that they agree.
+
+        Args:
+            source: its bytes.
+            name: name of the file, for messages.
+            is_whole: whether all bytes are there; else only directory and metadata.
 
         Raises:
             FormatError: naming file, member and rule.
@@ -142,11 +161,11 @@ class Archive:
         self.source = source
         self._shards: dict[str, Shard] = {}
         view = memoryview(source)
-        self.members = parse_zip(view, name=name)
+        self.members = parse_zip(view, name=name, is_whole=is_whole)
         self.arrays: dict[str, ArrayInfo] = {}
         groups: dict[str, dict[str, Any]] = {}
         for member in self.members.values():
-            if member.name == METADATA_NAME or member.name.endswith("/zarr.json"):
+            if is_metadata(member):
                 path = member.name[: -len(METADATA_NAME)].rstrip("/")
                 self._add_node(path, member, view, groups)
         if "" not in groups:
@@ -217,6 +236,38 @@ class Archive:
         count = info.grid.num_chunks
         ranges = parse_index(self.source, member.start, member.stop, count, where=where)
         return Shard(self.source, ranges, info.chunk_bytes, info.codec, where)
+
+    def emptied(self) -> Self:
+        """Return this archive, opened, with nothing of its chunks there any more."""
+        assert self.remote is not None
+        data = SparseObject(self.remote.data.num_bytes, name=self.name)
+        copied = copy.copy(self)
+        copied.remote = dataclasses.replace(self.remote, data=data)
+        copied.source = data.view
+        copied._shards = {
+            field: dataclasses.replace(shard, source=data.view)
+            for field, shard in self._shards.items()
+        }
+        return copied
+
+    def member_range(self, field: str) -> IntArray:
+        """Return where all of a field lies, int64 [1, 2]; empty if it has no bytes."""
+        info = self.arrays[field]
+        if info.is_empty:
+            return np.zeros((1, 2), np.int64)
+        member = self.members[info.shard_name]
+        return np.array([[member.start, member.stop]])
+
+    def index_range(self, field: str) -> IntArray:
+        """Return where the index of a field's shard lies, int64 [1, 2].
+
+        At the end of the member, if the member is as large as the metadata says;
+        opening the shard finds out whether it is.
+        """
+        found = self.member_range(field)
+        num_bytes = index_bytes(self.arrays[field].grid.num_chunks)
+        found[:, 0] = np.maximum(found[:, 0], found[:, 1] - num_bytes)
+        return found
 
     def chunk_ranges(self, field: str) -> IntArray:
         """Return `shard(field).ranges`: int64 [num_chunks, 2], start and stop."""

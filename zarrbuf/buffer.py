@@ -12,24 +12,22 @@ import os
 from collections.abc import Sequence
 from typing import Any, Final
 
-import torch
-
-from zarrbuf.arguments import check_seed, check_whole_number
+from zarrbuf.arguments import check_whole_number
 from zarrbuf.contents import Contents
+from zarrbuf.draws import Draws
 from zarrbuf.encoding import encode_trajectory, flatten_encoded
-from zarrbuf.errors import TrajectoryNotFoundError
 from zarrbuf.format import new_uuid
+from zarrbuf.locations import Location, StorageOptions, open_storage
 from zarrbuf.memory import BatchMemory, can_pin
 from zarrbuf.memory_store import MemoryStore
 from zarrbuf.metadata import check_codec
 from zarrbuf.opening import (
-    Location,
     check_format,
+    default_path,
     open_or_create_store,
     open_store,
 )
 from zarrbuf.reader import BatchReader
-from zarrbuf.rlinf_files import encode_generator, restore_generator
 from zarrbuf.rlinf_index import index_entry
 from zarrbuf.rows import Rows
 from zarrbuf.sampler import Sampler
@@ -64,6 +62,7 @@ class TrajectoryReplayBuffer:
         max_queue_bytes: int = 256 << 20,
         num_threads: int | None = None,
         pin_memory: bool = False,
+        storage_options: StorageOptions | None = None,
     ) -> None:
         """Make a buffer, or continue the one at `auto_save_path`.
 
@@ -74,12 +73,13 @@ class TrajectoryReplayBuffer:
             sample_window_size: trajectories drawn from, the newest; 0 for all.
             auto_save: save every trajectory in the background; without, the window
                 is kept in memory, compressed.
-            auto_save_path: where, a local path, `file://` or `memory://`; by default
-                `$ZARRBUF_LOG_DIR` (or `logs`) + `/replay_buffer/rank_{RANK or 0}`.
+            auto_save_path: where, a local path or a URL (`s3://`, `gs://`, `memory://`,
+                `file://`); see `zarrbuf.opening.default_path` for what it is else.
             trajectory_format: "zarr", or "pt" or "pkl" for folders that RLinf loads.
             codec: "lz4", "zstd" (smaller, slower) or "none".
             cache_bytes: bound of the decoded small fields, and as much again for
-                archives made from `pt` and `pkl` files.
+                chunks fetched from object stores and archives made from `pt` and
+                `pkl` files.
             max_queue_bytes: encoded bytes that may wait to be saved;
                 `add_trajectories` waits beyond.
             num_threads: threads that compress and decode, the caller's included; None
@@ -87,6 +87,8 @@ class TrajectoryReplayBuffer:
                 where the extra `fast` is not installed.
             pin_memory: give batches page-locked memory, for asynchronous copies to a
                 CUDA device; without one there is no effect, as in torch's DataLoader.
+            storage_options: for URLs here, in `load_checkpoint` and `save_checkpoint`;
+                see `zarrbuf.locations.open_storage`.
 
         Raises:
             InvalidInputError: if an argument is not allowed.
@@ -101,8 +103,8 @@ class TrajectoryReplayBuffer:
             check_whole_number("num_threads", num_threads, minimum=1)
         )
         self._seed = seed
-        self._generator = torch.Generator()
-        self.manual_seed(seed)
+        self._draws = Draws(seed)
+        self._options = storage_options
         check_whole_number("cache_size", cache_size)
         cache_bytes = check_whole_number("cache_bytes", cache_bytes)
         window_size = check_whole_number("sample_window_size", sample_window_size)
@@ -123,19 +125,14 @@ class TrajectoryReplayBuffer:
 
     def manual_seed(self, seed: int | None) -> None:
         """Start the draws anew from a seed; None for a random one."""
-        if seed is None:
-            self._generator.seed()
-            return
-        self._generator.manual_seed(check_seed(seed))
+        self._draws.start(seed)
 
     def _own_store(self, path: Location) -> TrajectoryStore:
-        if not os.fspath(path):
-            log_dir = os.environ.get("ZARRBUF_LOG_DIR", "logs")
-            rank = os.environ.get("RANK", "0")
-            path = os.path.join(log_dir, "replay_buffer", f"rank_{rank}")
-            _LOG.info("trajectories are saved below %s", os.path.abspath(path))
         return open_or_create_store(
-            path, trajectory_format=self._format, seed=self._seed, codec=self._codec
+            open_storage(path if os.fspath(path) else default_path(), self._options),
+            trajectory_format=self._format,
+            seed=self._seed,
+            codec=self._codec,
         )
 
     # --- adding -----------------------------------------------------------------
@@ -219,8 +216,8 @@ class TrajectoryReplayBuffer:
         return {
             "num_trajectories": len(view),
             "total_samples": view.window.total_samples,
-            "cache_size": self._reader.num_cached,
-            "cache_bytes": self._reader.cached_bytes,
+            "cache_size": self._reader.small.num_cached,
+            "cache_bytes": self._reader.small.cached_bytes,
             "num_queued": self._contents.writer.num_queued,
             "num_trajectories_ever": self._contents.num_ever,
             **self._reader.stats.numbers(),
@@ -251,7 +248,7 @@ class TrajectoryReplayBuffer:
             FormatError: if a chunk that is drawn is damaged.
         """
         view = self._contents.view()
-        return self._sampler.sample(view, num_chunks, self._generator, out)
+        return self._sampler.sample(view, num_chunks, self._draws.generator, out)
 
     sample_chunks = sample
 
@@ -264,17 +261,7 @@ class TrajectoryReplayBuffer:
             TrajectoryNotFoundError: if the buffer lists no such id.
             FormatError: if it is damaged.
         """
-        parts = self._contents.parts()
-        for store, listed in reversed(parts):
-            position = listed.find(trajectory_id)
-            if position is not None:
-                archive = self._reader.archive(listed.table.rows, position, store)
-                return decode_trajectory(archive)
-        ids = [n for _, listed in parts for n in listed.trajectory_ids.tolist()]
-        known = f"{min(ids)} to {max(ids)}" if ids else "none"
-        raise TrajectoryNotFoundError(
-            f"no trajectory {trajectory_id!r}; the ids there are: {known}"
-        )
+        return decode_trajectory(self._contents.archive(trajectory_id))
 
     def _load_trajectory(
         self, trajectory_id: int, model_weights_id: str | None = None
@@ -315,17 +302,18 @@ class TrajectoryReplayBuffer:
 
         In the buffer's own format; raises what `zarrbuf.saving.save_view` does.
         """
+        storage = open_storage(path, self._options)
         with self._contents.saved_view() as (view, own):
             save_view(
                 view,
-                path,
+                storage,
                 own=own,
                 trajectory_format=self._format,
                 reader=self._reader,
                 seed=self._seed,
                 codec=self._codec,
                 state={
-                    "generator": encode_generator(self._generator),
+                    "generator": self._draws.state,
                     "trajectory_counter": self._contents.next_trajectory_id,
                 },
             )
@@ -344,7 +332,7 @@ class TrajectoryReplayBuffer:
         they start at its seed.
 
         Args:
-            load_path: a zarrbuf buffer or a folder of RLinf's.
+            load_path: a zarrbuf buffer, path or URL, or a folder of RLinf's.
             is_distributed: take the part of `local_rank` only.
             local_rank: in [0, world_size).
             world_size: number of parts; contiguous, the first ones get one more.
@@ -358,16 +346,9 @@ class TrajectoryReplayBuffer:
         if not is_distributed:
             local_rank, world_size = 0, 1
         partition(0, local_rank, world_size)  # refuses a rank before all else
-        store = open_store(load_path)
-        self._restore_draws(store, where=os.fspath(load_path))
+        store = open_store(load_path, self._options)
+        self._draws.carry_on(store, where=os.fspath(load_path))
         self._contents.load(store, rank=local_rank, world_size=world_size)
-
-    def _restore_draws(self, store: TrajectoryStore, *, where: str) -> None:
-        state = store.state or {}
-        if "generator" in state:
-            restore_generator(self._generator, state["generator"], where=where)
-        elif store.seed is not None:
-            self.manual_seed(store.seed)
 
     # --- end --------------------------------------------------------------------
 

@@ -24,6 +24,29 @@ _JSON_OPTION: Final = click.option(
 )
 
 
+def _parse_options(
+    context: click.Context, parameter: click.Parameter, pairs: tuple[str, ...]
+) -> dict[str, Any]:
+    """Turn KEY=VALUE pairs into storage options."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise click.BadParameter(f"{pair!r} is not KEY=VALUE")
+        options[key] = {"true": True, "false": False}.get(value.lower(), value)
+    return options
+
+
+_STORAGE_OPTION: Final = click.option(
+    "--storage-option",
+    "storage_options",
+    metavar="KEY=VALUE",
+    multiple=True,
+    callback=_parse_options,
+    help="For object stores: endpoint_url, key, secret, region, client ...",
+)
+
+
 class _Group(click.Group):
     """Turns the errors of this project into one line and an exit code."""
 
@@ -80,12 +103,25 @@ def main() -> None:
 @click.argument("destination", metavar="DST")
 @click.option("--to", type=click.Choice(["zarr", "pt", "pkl"]), default="zarr")
 @click.option("--codec", type=click.Choice(["lz4", "zstd", "none"]), default="lz4")
+@_STORAGE_OPTION
 @_JSON_OPTION
-def convert(source: str, destination: str, to: str, codec: str, as_json: bool) -> None:
+def convert(
+    source: str,
+    destination: str,
+    to: str,
+    codec: str,
+    storage_options: dict[str, Any],
+    as_json: bool,
+) -> None:
     """Convert the buffer at SRC into a new one at DST, losslessly."""
     with _progress("convert") as progress:
         done = zarrbuf.convert(
-            source, destination, to=to, codec=codec, progress=progress
+            source,
+            destination,
+            to=to,
+            codec=codec,
+            storage_options=storage_options,
+            progress=progress,
         )
     if as_json:
         _print_json(done.to_json())
@@ -112,6 +148,7 @@ def convert(source: str, destination: str, to: str, codec: str, as_json: bool) -
 @click.option("--cache-size", type=int, default=5, show_default=True)
 @click.option("--enable-cache", is_flag=True, help="Keep small fields decoded.")
 @click.option("--seed", type=int, help="Start the draws at this seed.")
+@_STORAGE_OPTION
 @_JSON_OPTION
 def sample(
     load_path: str,
@@ -120,6 +157,7 @@ def sample(
     cache_size: int,
     enable_cache: bool,
     seed: int | None,
+    storage_options: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Draw one batch and say what is in it and what it cost."""
@@ -127,6 +165,7 @@ def sample(
         enable_cache=enable_cache,
         cache_size=cache_size,
         sample_window_size=sample_window_size,
+        storage_options=storage_options,
     )
     started = time.perf_counter()
     buffer.load_checkpoint(load_path)
@@ -173,10 +212,11 @@ def _describe(batch: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 @main.command()
 @click.argument("path")
+@_STORAGE_OPTION
 @_JSON_OPTION
-def info(path: str, as_json: bool) -> None:
+def info(path: str, storage_options: dict[str, Any], as_json: bool) -> None:
     """Say what the buffer at PATH holds, in a few lines."""
-    summary = zarrbuf.list_buffer(path).to_json()
+    summary = zarrbuf.list_buffer(path, storage_options=storage_options).to_json()
     if as_json:
         _print_json(summary)
         return
@@ -192,10 +232,13 @@ def info(path: str, as_json: bool) -> None:
 
 @main.command(name="ls")
 @click.argument("path")
+@_STORAGE_OPTION
 @_JSON_OPTION
-def list_trajectories(path: str, as_json: bool) -> None:
+def list_trajectories(
+    path: str, storage_options: dict[str, Any], as_json: bool
+) -> None:
     """List the trajectories of the buffer at PATH."""
-    listing = zarrbuf.list_buffer(path)
+    listing = zarrbuf.list_buffer(path, storage_options=storage_options)
     rows = (listing.rows.row(position) for position in range(len(listing.rows)))
     if as_json:
         entries = [zarrbuf.row_json(row, name=listing.name(row)) for row in rows]
@@ -209,11 +252,14 @@ def list_trajectories(path: str, as_json: bool) -> None:
 
 @main.command()
 @click.argument("path")
+@_STORAGE_OPTION
 @_JSON_OPTION
-def verify(path: str, as_json: bool) -> None:
+def verify(path: str, storage_options: dict[str, Any], as_json: bool) -> None:
     """Read every byte of the buffer at PATH; exit 1 if anything is wrong."""
     with _progress("verify") as progress:
-        result = zarrbuf.verify(path, progress=progress)
+        result = zarrbuf.verify(
+            path, storage_options=storage_options, progress=progress
+        )
     if as_json:
         _print_json(result.to_json())
     else:

@@ -14,12 +14,14 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from zarrbuf.encoding import EncodedTrajectory
+from zarrbuf.errors import TrajectoryNotFoundError
 from zarrbuf.format import BatchField
 from zarrbuf.memory_store import MemoryStore
 from zarrbuf.reader import BatchReader
 from zarrbuf.sampling import partition
 from zarrbuf.small_fields import sorted_fields
 from zarrbuf.stores import NewTrajectory, TrajectoryStore
+from zarrbuf.trajectory_archive import TrajectoryArchive
 from zarrbuf.views import FieldsOfSchemas, Part, View, check_fields, known_fields
 from zarrbuf.writer import BackgroundWriter
 
@@ -126,7 +128,7 @@ class Contents:
         store.append(items)
         if self._window_size and len(store.listed) > self._window_size:
             for uuid in store.drop_first(len(store.listed) - self._window_size):
-                self._reader.forget_archive(uuid)
+                self._reader.archives.discard(uuid)
         self._store_size, self._seen = len(store.listed), store.mark
 
     def _known_fields(self) -> dict[str, BatchField]:
@@ -143,7 +145,7 @@ class Contents:
             self._queued.discard(saved)
             self._take_in_store(num_own=len(saved))
         for uuid in saved:
-            self._reader.forget_archive(uuid)
+            self._reader.archives.discard(uuid)
 
     def _take_in_store(self, *, num_own: int) -> None:
         """Count what others appended, and let the next view have it."""
@@ -176,6 +178,24 @@ class Contents:
         """Return what is queued, less what was listed since the queue was looked at."""
         queued = self._queued.without(newest) if newest else self._queued.frozen()
         return queued, queued.listed
+
+    def archive(self, trajectory_id: int) -> TrajectoryArchive:
+        """Return the archive of a trajectory that is listed, window or not.
+
+        Raises:
+            TrajectoryNotFoundError: if no such id is listed.
+        """
+        parts = self.parts()
+        for store, listed in reversed(parts):
+            position = listed.find(trajectory_id)
+            if position is not None:
+                rows = listed.table.rows
+                return self._reader.archives.whole(rows, position, store)
+        ids = [n for _, listed in parts for n in listed.trajectory_ids.tolist()]
+        known = f"{min(ids)} to {max(ids)}" if ids else "none"
+        raise TrajectoryNotFoundError(
+            f"no trajectory {trajectory_id!r}; the ids there are: {known}"
+        )
 
     def view(self) -> View:
         """Return what is sampled from now."""

@@ -26,6 +26,8 @@ from zarrbuf.format import (
     new_uuid,
     trajectory_name,
 )
+from zarrbuf.local_storage import LocalStorage
+from zarrbuf.locations import StorageOptions, open_storage
 from zarrbuf.log_format import Action
 from zarrbuf.manifest import Snapshot
 from zarrbuf.metadata import CodecName, check_codec
@@ -39,7 +41,7 @@ from zarrbuf.rlinf_index import (
     encode_index,
 )
 from zarrbuf.rows import Row, Rows
-from zarrbuf.storage import LocalStorage, Outcome, Storage, open_storage
+from zarrbuf.storage import Outcome, Storage
 from zarrbuf.stores import NewTrajectory, TrajectoryStore, listing_actions
 
 Progress = Callable[[int, int], None]
@@ -81,15 +83,17 @@ def convert(
     *,
     to: str = "zarr",
     codec: str = "lz4",
+    storage_options: StorageOptions | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
     """Convert a whole buffer: ids, weights ids, seed and order are kept.
 
     Args:
-        source: a zarrbuf buffer or a folder of RLinf's.
+        source: a zarrbuf buffer or a folder of RLinf's, path or URL.
         destination: where nothing is yet; a local path for "pt" and "pkl".
         to: "zarr", "pt" or "pkl".
         codec: "lz4", "zstd" or "none", for "zarr".
+        storage_options: for object stores, see `TrajectoryReplayBuffer`.
         progress: called with (trajectories done, trajectories in all).
 
     Raises:
@@ -101,8 +105,8 @@ def convert(
     """
     check_format("to", to)
     known_codec = check_codec(codec)
-    store = open_store(source)
-    storage = open_storage(destination)
+    store = open_store(source, storage_options)
+    storage = open_storage(destination, storage_options)
     if to != "zarr" and not isinstance(storage, LocalStorage):
         raise InvalidInputError(
             f"destination {storage.url!r} is not allowed for {to} files; they need a "

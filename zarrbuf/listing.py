@@ -11,10 +11,11 @@ from typing import Any
 
 from zarrbuf.commits import open_log
 from zarrbuf.format import trajectory_name
+from zarrbuf.local_storage import LocalStorage
+from zarrbuf.locations import StorageOptions, open_storage
 from zarrbuf.manifest import schema_json
 from zarrbuf.rlinf_index import is_rlinf_folder, read_index
 from zarrbuf.rows import Row, Rows
-from zarrbuf.storage import LocalStorage, open_storage
 
 
 @dataclass(frozen=True)
@@ -63,18 +64,24 @@ def row_json(row: Row, *, name: str) -> dict[str, Any]:
     }
 
 
-def list_buffer(path: str | os.PathLike[str], *, version: int | None = None) -> Listing:
+def list_buffer(
+    path: str | os.PathLike[str],
+    *,
+    version: int | None = None,
+    storage_options: StorageOptions | None = None,
+) -> Listing:
     """List a zarrbuf buffer or a folder of RLinf's.
 
     Args:
         path: where it lies.
         version: list the buffer as it was after that commit; zarrbuf buffers only.
+        storage_options: for object stores, see `TrajectoryReplayBuffer`.
 
     Raises:
         NotFoundError: if neither is there.
         FormatError: if its lists are damaged.
     """
-    storage = open_storage(path)
+    storage = open_storage(path, storage_options)
     if isinstance(storage, LocalStorage) and is_rlinf_folder(storage.root):
         index = read_index(storage.root)
         size = sum(row.size for row in index.rows)

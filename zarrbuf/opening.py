@@ -5,12 +5,15 @@ Owns what may not be mixed in one folder. Knows no buffer.
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Final
 
 from zarrbuf.errors import InvalidInputError, NotFoundError
 from zarrbuf.format import ROOT_NAME
+from zarrbuf.local_storage import LocalStorage
+from zarrbuf.locations import Location, StorageOptions, open_storage
 from zarrbuf.metadata import CodecName
 from zarrbuf.rlinf import RlinfStore
 from zarrbuf.rlinf_index import (
@@ -19,11 +22,13 @@ from zarrbuf.rlinf_index import (
     FileFormat,
     is_rlinf_folder,
 )
-from zarrbuf.storage import LocalStorage, Storage, open_storage
+from zarrbuf.storage import Storage
 from zarrbuf.stores import LogStore, TrajectoryStore
 
+_LOG: Final = logging.getLogger("zarrbuf")
 FORMATS: Final = ("zarr", *FILE_FORMATS)
-Location = str | os.PathLike[str]
+DEFAULT_FOLDER: Final = "logs"
+"""Where buffers save to that are not told, below the working directory."""
 
 
 def check_format(name: str, value: str) -> str:
@@ -39,17 +44,35 @@ def check_format(name: str, value: str) -> str:
     return value
 
 
-def open_store(path: Location) -> TrajectoryStore:
+def default_path() -> str:
+    """Return where a buffer saves to that is not told.
+
+    `$ZARRBUF_LOG_DIR` (or `logs`) + `/replay_buffer/rank_{RANK or 0}`.
+    """
+    log_dir = os.environ.get("ZARRBUF_LOG_DIR", DEFAULT_FOLDER)
+    rank = os.environ.get("RANK", "0")
+    path = os.path.join(log_dir, "replay_buffer", f"rank_{rank}")
+    _LOG.info("trajectories are saved below %s", os.path.abspath(path))
+    return path
+
+
+def open_store(
+    path: Location, options: StorageOptions | None = None
+) -> TrajectoryStore:
     """Open the buffer or RLinf folder at a path, whichever it is.
+
+    Args:
+        path: where it lies.
+        options: storage options, see `locations.open_storage`.
 
     Raises:
         NotFoundError: if neither is there.
         FormatError: if it is damaged.
     """
-    storage = open_storage(path)
+    storage = open_storage(path, options)
     if isinstance(storage, LocalStorage) and is_rlinf_folder(storage.root):
         return RlinfStore.open(storage.root)
-    if not storage.exists(ROOT_NAME):
+    if isinstance(storage, LocalStorage) and not storage.exists(ROOT_NAME):
         raise NotFoundError(
             f"{storage.url} holds no replay buffer: neither {ROOT_NAME} nor RLinf's "
             f"{METADATA_NAME} is there"
@@ -58,12 +81,12 @@ def open_store(path: Location) -> TrajectoryStore:
 
 
 def open_or_create_store(
-    path: Location, *, trajectory_format: str, seed: int | None, codec: CodecName
+    storage: Storage, *, trajectory_format: str, seed: int | None, codec: CodecName
 ) -> TrajectoryStore:
-    """Open the store of a format at a path, or make it there.
+    """Open the store of a format on a storage, or make it there.
 
     Args:
-        path: local, `file://` or `memory://`; local for "pt" and "pkl".
+        storage: local for "pt" and "pkl".
         trajectory_format: "zarr", "pt" or "pkl".
         seed: kept in a new store.
         codec: kept in a new store.
@@ -73,9 +96,9 @@ def open_or_create_store(
         FormatError: if what is there is damaged.
     """
     if trajectory_format == "zarr":
-        return open_or_create_log_store(open_storage(path), seed=seed, codec=codec)
+        return open_or_create_log_store(storage, seed=seed, codec=codec)
     file_format: FileFormat = "pt" if trajectory_format == "pt" else "pkl"
-    return open_or_create_folder(path, seed=seed, file_format=file_format)
+    return open_or_create_folder(storage, seed=seed, file_format=file_format)
 
 
 def open_or_create_log_store(
@@ -95,14 +118,14 @@ def open_or_create_log_store(
 
 
 def open_or_create_folder(
-    path: Location, *, seed: int | None, file_format: FileFormat
+    storage: Storage, *, seed: int | None, file_format: FileFormat
 ) -> RlinfStore:
-    """Open the folder of RLinf's at a path, or make it there.
+    """Open the folder of RLinf's on a storage, or make it there.
 
     Raises:
         InvalidInputError: if a zarrbuf buffer, or the other file format, is there.
     """
-    folder = local_folder(path)
+    folder = local_folder(storage)
     if os.path.exists(folder / ROOT_NAME):
         raise InvalidInputError(
             f"{folder} holds a zarrbuf buffer, not {file_format} files; choose "
@@ -111,16 +134,15 @@ def open_or_create_folder(
     return RlinfStore.open_or_create(folder, seed=seed, file_format=file_format)
 
 
-def local_folder(path: Location) -> Path:
-    """Return the local folder that a path names.
+def local_folder(storage: Storage) -> Path:
+    """Return the local folder that a storage is.
 
     Raises:
-        InvalidInputError: if it names another storage.
+        InvalidInputError: if it is another kind of storage.
     """
-    storage = open_storage(path)
     if not isinstance(storage, LocalStorage):
         raise InvalidInputError(
-            f"path {os.fspath(path)!r} is not allowed for pt and pkl files; they need "
+            f"path {storage.url!r} is not allowed for pt and pkl files; they need "
             "a local path"
         )
     return storage.root

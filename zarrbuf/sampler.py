@@ -6,6 +6,7 @@ no generator.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ import torch
 from zarrbuf.arguments import check_whole_number
 from zarrbuf.batches import arrays_of, as_batch, new_arrays
 from zarrbuf.errors import EmptyBufferError
+from zarrbuf.fetching import FetchCost
 from zarrbuf.memory import BatchMemory
 from zarrbuf.reader import BatchReader
 from zarrbuf.sampling import IntArray, Window, plan_batch
@@ -39,8 +41,10 @@ class _Trajectories:
     def uuids(self, positions: IntArray) -> list[str]:
         return self.view.uuids(positions)
 
-    def archive(self, position: int) -> TrajectoryArchive:
-        return self.view.archive(position, self.reader)
+    def archives(
+        self, positions: IntArray, cost: FetchCost
+    ) -> Iterator[TrajectoryArchive]:
+        return self.view.archives(positions, self.reader, cost)
 
 
 class Sampler:

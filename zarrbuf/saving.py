@@ -20,7 +20,6 @@ from zarrbuf.log_format import Action
 from zarrbuf.manifest import Snapshot, schema_id
 from zarrbuf.metadata import CodecName
 from zarrbuf.opening import (
-    Location,
     open_or_create_folder,
     open_or_create_log_store,
 )
@@ -34,7 +33,7 @@ from zarrbuf.rlinf_files import (
 )
 from zarrbuf.rlinf_index import FileFormat
 from zarrbuf.rows import Row, Rows
-from zarrbuf.storage import Outcome, Storage, open_storage
+from zarrbuf.storage import Outcome, Storage
 from zarrbuf.stores import LogStore, TrajectoryStore, listing_actions
 from zarrbuf.trajectory import decode_trajectory
 from zarrbuf.trajectory_archive import TrajectoryArchive
@@ -43,7 +42,7 @@ from zarrbuf.views import View
 
 def save_view(
     view: View,
-    path: Location,
+    storage: Storage,
     *,
     own: TrajectoryStore,
     trajectory_format: str,
@@ -52,12 +51,12 @@ def save_view(
     codec: CodecName,
     state: Mapping[str, Any],
 ) -> None:
-    """Save the window at `path` in one of the formats.
+    """Save the window on a storage in one of the formats.
 
     Args:
         view: what is saved.
         own: where the buffer itself saves to.
-        path: where; a checkpoint of the same format may be there.
+        storage: where; a checkpoint of the same format may be there.
         trajectory_format: "zarr", "pt" or "pkl".
         reader: opens archives.
         seed: kept in a new checkpoint.
@@ -70,13 +69,13 @@ def save_view(
     """
     if trajectory_format == "zarr":
         save_buffer(
-            view, path, own=own, reader=reader, seed=seed, codec=codec, state=state
+            view, storage, own=own, reader=reader, seed=seed, codec=codec, state=state
         )
         return
     file_format: FileFormat = "pt" if trajectory_format == "pt" else "pkl"
     save_folder(
         view,
-        path,
+        storage,
         own=own,
         reader=reader,
         seed=seed,
@@ -87,7 +86,7 @@ def save_view(
 
 def save_buffer(
     view: View,
-    path: Location,
+    storage: Storage,
     *,
     own: TrajectoryStore,
     reader: BatchReader,
@@ -95,14 +94,14 @@ def save_buffer(
     codec: CodecName,
     state: Mapping[str, Any],
 ) -> None:
-    """Make the buffer at `path` hold exactly the window, ids kept, and a state.
+    """Make the buffer on a storage hold exactly the window, ids kept, and a state.
 
     The buffer that `own` is keeps all its rows, and gets the state only.
 
     Args:
         view: what is saved.
         own: where the buffer itself saves to.
-        path: a zarrbuf buffer, or where one shall be.
+        storage: a zarrbuf buffer, or where one shall be.
         reader: opens archives.
         seed: kept in a new buffer's config.
         codec: kept in a new buffer's config.
@@ -113,10 +112,9 @@ def save_buffer(
             part of the window is listed in.
         StorageError: if the storage failed; what the buffer held before it still holds.
     """
-    storage = open_storage(path)
     target = open_or_create_log_store(storage, seed=seed, codec=codec)
     if isinstance(own, LogStore) and own.log.uuid == target.log.uuid:
-        _check_all_own(view, own, path)
+        _check_all_own(view, own, storage)
         target.log.commit(lambda now: [_state_action(state)], op="checkpoint")
         return
     wanted, schemas = _bring_archives(view, target, reader=reader)
@@ -130,11 +128,11 @@ def save_buffer(
     target.log.commit(build, op="checkpoint")
 
 
-def _check_all_own(view: View, own: TrajectoryStore, path: Location) -> None:
+def _check_all_own(view: View, own: TrajectoryStore, storage: Storage) -> None:
     """Refuse to change the list that the buffer itself appends to."""
     if any(len(listed) and store is not own for store, listed in view.parts):
         raise InvalidInputError(
-            f"{path} is where this buffer saves to, and the window holds "
+            f"{storage.url} is where this buffer saves to, and the window holds "
             "trajectories loaded from elsewhere; save the checkpoint elsewhere"
         )
 
@@ -216,7 +214,7 @@ def _replace_rows(
 
 def save_folder(
     view: View,
-    path: Location,
+    storage: Storage,
     *,
     own: TrajectoryStore,
     reader: BatchReader,
@@ -224,7 +222,7 @@ def save_folder(
     file_format: FileFormat,
     state: Mapping[str, Any],
 ) -> None:
-    """Make the folder at `path` one of RLinf's that holds exactly the window.
+    """Make the folder that a storage is one of RLinf's that holds exactly the window.
 
     Files are copied, not linked: RLinf overwrites files in place. All are written
     beside their places before the first takes its own, and the index comes last. Files
@@ -235,9 +233,9 @@ def save_folder(
         InvalidInputError: if a zarrbuf buffer, or the other file format, is there.
         StorageError: if the storage failed; what was there stays.
     """
-    target = open_or_create_folder(path, seed=seed, file_format=file_format)
+    target = open_or_create_folder(storage, seed=seed, file_format=file_format)
     if isinstance(own, RlinfStore) and own.folder == target.folder:
-        _check_all_own(view, own, path)
+        _check_all_own(view, own, storage)
         own.index.generator = state["generator"]
         own.write_index()
         return

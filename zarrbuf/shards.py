@@ -106,6 +106,11 @@ def _place(encoded: Sequence[bytes]) -> tuple[list[bytes], npt.NDArray[np.uint64
     return list(offsets), np.array(entries, np.uint64)
 
 
+def index_bytes(num_chunks: int) -> int:
+    """Return what the index of a shard takes at its end."""
+    return 16 * num_chunks + CRC_BYTES
+
+
 def parse_index(
     source: Source, start: int, stop: int, num_chunks: int, *, where: str
 ) -> IntArray:
@@ -125,7 +130,7 @@ def parse_index(
         FormatError: if the index is cut short, damaged, lacks a chunk or names bytes
             outside the shard.
     """
-    data_bytes = stop - start - 16 * num_chunks - CRC_BYTES
+    data_bytes = stop - start - index_bytes(num_chunks)
     if data_bytes < 0:
         raise FormatError(
             f"{where}: a shard of {stop - start} bytes cannot hold an index of "
@@ -166,7 +171,7 @@ def check_coverage(ranges: IntArray, start: int, stop: int, *, where: str) -> No
         FormatError: if bytes of the shard belong to no chunk, or to two that differ.
     """
     unique = np.unique(ranges, axis=0)
-    data_stop = stop - 16 * len(ranges) - CRC_BYTES
+    data_stop = stop - index_bytes(len(ranges))
     bounds = np.concatenate([[start], unique[:, 1]])
     if (unique[:, 0] != bounds[:-1]).any() or bounds[-1] != data_stop:
         raise FormatError(f"{where}: chunks of the shard overlap or leave a gap")

@@ -19,12 +19,15 @@ class ReadStats:
         chunks_read: chunks decoded for them.
         bytes_read: stored bytes of these chunks.
         bytes_decoded: decoded bytes of these chunks.
+        requests: ranges asked of object stores, to open archives and for chunks.
+        bytes_fetched: bytes of these ranges.
         archives_opened: trajectories that had to be opened.
         small_fields_decoded: trajectories whose small fields had to be decoded.
         samples_cached: samples whose small fields were kept decoded.
         compile_seconds: compiling the loops, in the first call of a process.
         plan_seconds: drawing, and finding out which chunks are wanted.
         read_seconds: opening archives, and finding out whether chunks are in memory.
+        fetch_seconds: waiting for object stores, for chunks.
         decode_seconds: checking and decoding chunks, the wait for them included.
         gather_seconds: copying small fields into the batch.
     """
@@ -34,12 +37,15 @@ class ReadStats:
     chunks_read: int = 0
     bytes_read: int = 0
     bytes_decoded: int = 0
+    requests: int = 0
+    bytes_fetched: int = 0
     archives_opened: int = 0
     small_fields_decoded: int = 0
     samples_cached: int = 0
     compile_seconds: float = 0.0
     plan_seconds: float = 0.0
     read_seconds: float = 0.0
+    fetch_seconds: float = 0.0
     decode_seconds: float = 0.0
     gather_seconds: float = 0.0
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +19,13 @@ from zarrbuf.checkpoints import write_segments
 from zarrbuf.commits import CommitLog, open_log, open_or_create_log
 from zarrbuf.encoding import EncodedTrajectory
 from zarrbuf.errors import FormatError, NotFoundError, StorageError, ZarrbufError
+from zarrbuf.fetching import FetchCost, RemoteObject, fetch_in_steps
 from zarrbuf.format import Schema, trajectory_name
 from zarrbuf.log_format import MAX_ADDS, Action
 from zarrbuf.manifest import Snapshot, schema_id
 from zarrbuf.metadata import CodecName
 from zarrbuf.rows import Row, Rows
+from zarrbuf.sparse import SparseObject
 from zarrbuf.storage import Storage
 from zarrbuf.table import Stretch
 from zarrbuf.trajectory import Trajectory, decode_trajectory
@@ -121,6 +124,11 @@ class TrajectoryStore(abc.ABC):
         """Return the fields of one trajectory, or None if it has to be opened first."""
         return self.schema(row)
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether archives are fetched in parts, so that many are opened at once."""
+        return False
+
     def keeps(self, uuid: str) -> bool:
         """Whether the bytes of an archive are in memory anyway, for the time being."""
         return False
@@ -133,6 +141,24 @@ class TrajectoryStore(abc.ABC):
             NotFoundError: if it is not there.
             FormatError: if it is damaged or not the one that the row names.
         """
+
+    def open_archives(
+        self, rows: Sequence[Row], cost: FetchCost
+    ) -> list[TrajectoryArchive]:
+        """Open several archives, at once where that is faster.
+
+        Of an archive on a remote storage only what tells where its chunks are is there;
+        the rest is for `fetch`.
+
+        Args:
+            rows: theirs.
+            cost: what it costs is added.
+
+        Raises:
+            NotFoundError: if one is not there.
+            FormatError: if one is damaged or not the one that its row names.
+        """
+        return [self.open_archive(row) for row in rows]
 
     def read_trajectory(self, row: Row) -> Trajectory:
         """Read one whole trajectory; raises what `open_archive` does."""
@@ -234,40 +260,72 @@ class LogStore(TrajectoryStore):
     def refresh(self) -> None:  # noqa: D102
         self.log.refresh()
 
+    @property
+    def is_remote(self) -> bool:  # noqa: D102
+        return self.storage.is_remote
+
     def schema(self, row: Row) -> Schema:  # noqa: D102
         return self.log.snapshot.schemas[row.schema]
 
     def open_archive(self, row: Row) -> TrajectoryArchive:  # noqa: D102
+        self._check_base(row)
+        try:
+            source = self.storage.open_source(row.path)
+        except NotFoundError as exc:
+            raise NotFoundError(f"{self._name(row)} is missing") from exc
+        archive = TrajectoryArchive(source, name=self._name(row))
+        check_row(row, archive)
+        return archive
+
+    def _name(self, row: Row) -> str:
+        return f"{known_name(row)} ({self.storage.describe(row.path)})"
+
+    def open_archives(  # noqa: D102
+        self, rows: Sequence[Row], cost: FetchCost
+    ) -> list[TrajectoryArchive]:
+        if not self.storage.is_remote:
+            return super().open_archives(rows, cost)
+        remotes = [self._remote(row) for row in rows]
+        jobs = [
+            (
+                remote,
+                functools.partial(TrajectoryArchive.open_sparse, name=self._name(row)),
+            )
+            for row, remote in zip(rows, remotes, strict=True)
+        ]
+        archives = fetch_in_steps(jobs, cost)
+        for row, remote, archive in zip(rows, remotes, archives, strict=True):
+            archive.remote = remote
+            check_row(row, archive)
+        return archives
+
+    def _remote(self, row: Row) -> RemoteObject:
+        self._check_base(row)
+        data = SparseObject(row.size, name=self._name(row))
+        return RemoteObject(self.storage, row.path, data)
+
+    @staticmethod
+    def _check_base(row: Row) -> None:
         if row.base:
             raise FormatError(
                 f"{known_name(row)}: lies in another buffer (base {row.base}), which "
                 "this version does not read"
             )
-        name = f"{known_name(row)} ({self.storage.describe(row.path)})"
-        try:
-            source = self.storage.open_source(row.path)
-        except NotFoundError as exc:
-            raise NotFoundError(f"{name} is missing") from exc
-        archive = TrajectoryArchive(source, name=name)
-        check_row(row, archive)
-        return archive
 
     def append(self, items: Sequence[NewTrajectory]) -> None:  # noqa: D102
         if self._unclear_since is None:
             self._unclear_since = self.log.snapshot.version
-        for item in items:
-            self._write(item)
+        self._write(items)
         for start in range(0, len(items), MAX_ADDS):
             self._commit(items[start : start + MAX_ADDS], self._unclear_since)
         self._unclear_since = None
 
-    def _write(self, item: NewTrajectory) -> None:
+    def _write(self, items: Sequence[NewTrajectory]) -> None:
+        names = ", ".join(known_name(item.row) for item in items)
         try:
-            self.storage.put(item.row.path, item.encoded.data)
+            self.storage.put_all({i.row.path: i.encoded.data for i in items})
         except ZarrbufError as exc:
-            raise StorageError(
-                f"{known_name(item.row)} could not be saved: {exc}"
-            ) from exc
+            raise StorageError(f"{names:.200} could not be saved: {exc}") from exc
 
     def _commit(self, items: Sequence[NewTrajectory], since: int) -> None:
         def build(now: Snapshot) -> Sequence[Action]:

@@ -6,11 +6,14 @@ Pure and torch-free. Owns the attributes of the root group.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from zarrbuf.archive import Archive
+import numpy as np
+import numpy.typing as npt
+
+from zarrbuf.archive import Archive, is_metadata
 from zarrbuf.chunks import Source
 from zarrbuf.errors import FormatError
 from zarrbuf.format import (
@@ -29,7 +32,13 @@ from zarrbuf.metadata import (
     check_spec,
     time_dimension,
 )
+from zarrbuf.sparse import SparseObject
+from zarrbuf.zipindex import directory_start, parse_zip
 
+IntArray = npt.NDArray[np.int64]
+
+TAIL_BYTES: Final = 64 << 10
+"""Read first: directory, metadata, and of most trajectories all small fields."""
 _OBJECT_BYTES: Final = 20_000
 """Measured with tracemalloc: an opened archive of 10 arrays, without indexes."""
 
@@ -82,18 +91,67 @@ class TrajectoryArchive(Archive):
         header: its attributes, checked against its arrays.
     """
 
-    def __init__(self, source: Source, *, name: str) -> None:
-        """Open the archive of a trajectory.
+    def __init__(self, source: Source, *, name: str, is_whole: bool = True) -> None:
+        """Open the archive of a trajectory; arguments as those of `Archive`.
 
         Raises:
             FormatError: if the archive, its attributes, or both together, break the
                 format.
             UnsupportedVersionError: if it is of a newer spec.
         """
-        super().__init__(source, name=name)
+        super().__init__(source, name=name, is_whole=is_whole)
         self.header = _parse_header(self.attributes, name=name)
         _check_fields(self.header, self.arrays, name=name)
         self._batch_fields = {f.name: f for f in batch_fields(self.header.schema)}
+
+    @classmethod
+    def open_sparse(
+        cls, data: SparseObject, *, name: str
+    ) -> Generator[IntArray, None, TrajectoryArchive]:
+        """Open an archive of which nothing may be there yet.
+
+        Yields:
+            Ranges, int64 [n, 2], that have to be there before it goes on.
+
+        Returns:
+            The archive; directory, metadata and the indexes of big fields are there.
+
+        Raises:
+            FormatError: as the constructor does.
+        """
+        size = data.num_bytes
+        yield np.array([[max(0, size - TAIL_BYTES), size]])
+        start, _ = directory_start(data.view, name=name)
+        yield np.array([[start, size]])
+        members = parse_zip(data.view, name=name, is_whole=False)
+        metadata = filter(is_metadata, members.values())
+        yield np.array([[0, 0], *([one.start, one.stop] for one in metadata)])
+        archive = cls(data.view, name=name, is_whole=False)
+        big = archive.big_fields
+        yield np.concatenate(
+            [np.zeros((0, 2), np.int64), *map(archive.index_range, big)]
+        )
+        for field in big:
+            archive.shard(field)
+        return archive
+
+    @property
+    def big_fields(self) -> list[str]:
+        """Fields of which each sample is a chunk."""
+        schema = self.header.schema
+        return [
+            n
+            for n, spec in schema.items()
+            if spec.is_big and not self.arrays[n].is_empty
+        ]
+
+    @property
+    def small_ranges(self) -> IntArray:
+        """Where all small fields lie, int64 [n, 2]."""
+        small = [n for n, spec in self.header.schema.items() if not spec.is_big]
+        return np.concatenate(
+            [np.zeros((0, 2), np.int64), *map(self.member_range, small)]
+        )
 
     def batch_field(self, name: str) -> BatchField:
         """Return where a field of batches is kept here."""
@@ -104,6 +162,11 @@ class TrajectoryArchive(Archive):
         """Bytes of memory that it takes once it is read from, its source aside."""
         indexes = 16 * sum(info.grid.num_chunks for info in self.arrays.values())
         return indexes + _OBJECT_BYTES
+
+    @property
+    def fetched_bytes(self) -> int:
+        """Bytes of memory that what was fetched of it takes."""
+        return 0 if self.remote is None else self.remote.data.resident_bytes
 
     def num_rows(self, field: str) -> int:
         """Rows on the time axis of a sampled field, extra rows included."""

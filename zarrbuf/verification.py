@@ -16,12 +16,14 @@ from zarrbuf.chunks import crc32c
 from zarrbuf.commits import CommitLog, list_versions
 from zarrbuf.errors import FormatError, ZarrbufError
 from zarrbuf.format import ROOT_NAME, TRAJECTORY_DIR, trajectory_path
+from zarrbuf.local_storage import LocalStorage
+from zarrbuf.locations import StorageOptions, open_storage
 from zarrbuf.manifest import Snapshot
 from zarrbuf.opening import open_store
 from zarrbuf.rlinf import RlinfStore
 from zarrbuf.rlinf_index import is_rlinf_folder
 from zarrbuf.rows import UNKNOWN_SCHEMA, Row
-from zarrbuf.storage import LocalStorage, Storage, open_storage
+from zarrbuf.storage import Storage
 from zarrbuf.stores import LogStore, TrajectoryStore, known_name
 from zarrbuf.trajectory_archive import TrajectoryArchive
 
@@ -64,7 +66,10 @@ class Verification:
 
 
 def verify(
-    path: str | os.PathLike[str], *, progress: Progress | None = None
+    path: str | os.PathLike[str],
+    *,
+    storage_options: StorageOptions | None = None,
+    progress: Progress | None = None,
 ) -> Verification:
     """Read everything a buffer consists of, and check it against each other.
 
@@ -73,17 +78,18 @@ def verify(
 
     Args:
         path: a zarrbuf buffer or a folder of RLinf's.
+        storage_options: for object stores, see `TrajectoryReplayBuffer`.
         progress: called with (trajectories done, trajectories in all).
 
     Raises:
         NotFoundError: if neither is there.
     """
-    storage = open_storage(path)
+    storage = open_storage(path, storage_options)
     if isinstance(storage, LocalStorage) and is_rlinf_folder(storage.root):
         return _verify_folder(os.fspath(path), storage, progress)
     storage_root = storage.list_names("")
     if ROOT_NAME not in storage_root:
-        open_store(path)  # says what is not there
+        open_store(path, storage_options)  # says what is not there
     result = Verification(os.fspath(path), "zarr")
     log = _verify_log(storage, result)
     if log is not None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
 from zarrbuf.errors import InvalidInputError
+from zarrbuf.fetching import FetchCost
 from zarrbuf.format import BatchField, FieldSpec, Schema
 from zarrbuf.reader import BatchReader
 from zarrbuf.rows import UNKNOWN_SCHEMA, IntArray, Row, Rows
@@ -105,19 +106,37 @@ class View:
 
     def uuids(self, positions: IntArray) -> list[str]:
         """Return the uuids of some trajectories, ascending positions."""
-        cuts = np.searchsorted(positions, self.window.firsts)
         found: list[str] = []
-        for number, (_, listed) in enumerate(self.parts):
-            here = positions[cuts[number] : cuts[number + 1]]
-            here = here - self.window.firsts[number] + listed.start
-            uuids = listed.table.rows.fixed["uuid"][here]
+        for here, first, (_, listed) in self._by_part(positions):
+            numbers = here - first + listed.start
+            uuids = listed.table.rows.fixed["uuid"][numbers]
             found += [uuid.hex() for uuid in uuids.tolist()]
         return found
 
+    def archives(
+        self, positions: IntArray, reader: BatchReader, cost: FetchCost
+    ) -> Iterator[TrajectoryArchive]:
+        """Yield the archives of some trajectories, ascending positions.
+
+        What is on object stores is opened at once; its chunks are not there yet.
+        """
+        for here, first, (store, listed) in self._by_part(positions):
+            numbers = here - first + listed.start
+            rows = listed.table.rows
+            yield from reader.archives.several(rows, numbers, store, cost)
+
+    def _by_part(self, positions: IntArray) -> Iterator[tuple[IntArray, int, Part]]:
+        """Yield the ascending positions in each part, and its first position."""
+        firsts = self.window.firsts
+        cuts = np.searchsorted(positions, firsts)
+        for number, part in enumerate(self.parts):
+            here = positions[cuts[number] : cuts[number + 1]]
+            yield here, int(firsts[number]), part
+
     def archive(self, position: int, reader: BatchReader) -> TrajectoryArchive:
-        """Return the archive of one trajectory."""
+        """Return the archive of one trajectory, with all of its bytes."""
         store, rows, number = self._locate(position)
-        return reader.archive(rows, number, store)
+        return reader.archives.whole(rows, number, store)
 
     def fields(self, reader: BatchReader) -> list[BatchField]:
         """Return the fields that every trajectory of the window has, by name.

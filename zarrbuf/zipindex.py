@@ -29,6 +29,8 @@ _MODE: Final = 0o100644 << 16
 _MAX32: Final = 0xFFFFFFFF
 _MAX16: Final = 0xFFFF
 MAX_MEMBERS: Final = 100_000
+END_BYTES: Final = _END.size + _LOCATOR64.size + _END64.size
+"""What the records at the end of a file may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,12 +161,16 @@ def encode_zip(contents: Iterable[tuple[str, Sequence[Buffer]]]) -> bytes:
     return b"".join(pieces)
 
 
-def parse_zip(view: memoryview, *, name: str) -> dict[str, Member]:
+def parse_zip(
+    view: memoryview, *, name: str, is_whole: bool = True
+) -> dict[str, Member]:
     """Read the directory of a zip file.
 
     Args:
         view: the whole file, mapped or in memory.
         name: name of the file, for messages.
+        is_whole: whether all of it is there; else only what `directory_start` says is,
+            and the local headers are not looked at.
 
     Returns:
         Members by name, in file order.
@@ -173,7 +179,7 @@ def parse_zip(view: memoryview, *, name: str) -> dict[str, Member]:
         FormatError: for any byte of the directory, the end records or the local
             headers that `encode_zip` would not have written.
     """
-    start, count = _parse_end(view, name=name)
+    start, count = directory_start(view, name=name)
     members = _parse_entries(view[start:], count, directory_start=start, name=name)
     expected = encode_directory(members)
     if bytes(view[start:]) != expected:
@@ -181,12 +187,19 @@ def parse_zip(view: memoryview, *, name: str) -> dict[str, Member]:
             f"{name}: the zip directory is damaged or not canonical (rule: stored "
             "members, contiguous, no comment, no extra field)"
         )
-    _check_local_headers(view, members, name=name)
+    if is_whole:
+        _check_local_headers(view, members, name=name)
     return {member.name: member for member in members}
 
 
-def _parse_end(view: memoryview, *, name: str) -> tuple[int, int]:
-    """Return where the directory starts and how many members it has."""
+def directory_start(view: memoryview, *, name: str) -> tuple[int, int]:
+    """Return where the directory starts and how many members it has.
+
+    Of the file, the last `END_BYTES` have to be there.
+
+    Raises:
+        FormatError: if the end records are not those of a stored zip.
+    """
     size = len(view)
     if size < _END.size or bytes(view[size - 22 : size - 18]) != b"PK\x05\x06":
         raise FormatError(

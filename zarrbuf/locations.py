@@ -1,0 +1,116 @@
+"""Which storage a path or URL names, and the options it is opened with.
+
+Owns what a URL may look like: no chains, no credentials, no queries.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+from zarrbuf.errors import InvalidInputError
+from zarrbuf.local_storage import LocalStorage
+from zarrbuf.object_client import PROTOCOLS, ObjectClient
+from zarrbuf.object_options import SECRET_NAMES
+from zarrbuf.object_storage import ObjectStorage
+from zarrbuf.storage import Storage
+
+Location = str | os.PathLike[str]
+StorageOptions = Mapping[str, Any]
+DEADLINE_S: Final = 60.0
+"""Seconds after which a request to a store is given up, if nobody says otherwise."""
+
+
+def open_storage(path: Location, options: StorageOptions | None = None) -> Storage:
+    """Return the storage that a path names. Asks nothing of it yet.
+
+    Args:
+        path: a local path, or a URL: `file://`, `s3://`, `gs://`, `memory://`, and
+            `http://` and `https://`, which are only read.
+        options: for object stores: `endpoint_url`, `key`, `secret`, `token`, `anon`,
+            `region`; `client` ("s3fs" or "obstore"), `deadline_s`, `commit` ("single"
+            for a store without exclusive creation and one writer); whatever else the
+            client's file system knows.
+
+    Raises:
+        InvalidInputError: for an empty path, a chained URL, another scheme, or a client
+            that is not installed.
+    """
+    text = _checked_text(path)
+    scheme = text.partition("://")[0] if "://" in text else ""
+    if scheme == "":
+        return LocalStorage(text)
+    if scheme == "file":
+        local = text[len("file://") :].removeprefix("localhost")
+        if not local.startswith("/"):
+            raise InvalidInputError(
+                f"path {text!r} is not allowed: file:///absolute/path is needed"
+            )
+        return LocalStorage(unquote(local))
+    if scheme not in PROTOCOLS:
+        raise InvalidInputError(
+            f"path {text!r} has scheme {scheme!r}; allowed are local paths, file://, "
+            + ", ".join(f"{name}://" for name in PROTOCOLS)
+        )
+    return _open_objects(text, scheme, dict(options or {}))
+
+
+def _checked_text(path: Location) -> str:
+    if not isinstance(path, str | os.PathLike):
+        raise InvalidInputError(f"path {path!r} is not allowed: a string is needed")
+    text = os.fspath(path)
+    if not isinstance(text, str) or not text or "\0" in unquote(text):
+        raise InvalidInputError(f"path {text!r} is not allowed: a name is needed")
+    if "::" in text:
+        raise InvalidInputError(f"path {text!r} is not allowed: URLs are not chained")
+    return text
+
+
+def _open_objects(text: str, scheme: str, options: dict[str, Any]) -> ObjectStorage:
+    parts = urlsplit(text)
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        shown = f"{scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        raise InvalidInputError(
+            f"path {shown!r} came with credentials, a query or a fragment; give "
+            "credentials as storage options or by the environment"
+        )
+    if not parts.netloc or any(part in (".", "..") for part in parts.path.split("/")):
+        raise InvalidInputError(
+            f"path {text!r} is not allowed: {scheme}://bucket/folder is needed"
+        )
+    client = options.pop("client", None)
+    commit = options.pop("commit", None)
+    if commit not in (None, "single"):
+        raise InvalidInputError(
+            f"storage option commit is {commit!r}; allowed is 'single'"
+        )
+    deadline_s = _seconds("deadline_s", options.pop("deadline_s", DEADLINE_S))
+    return ObjectStorage(
+        text,
+        ObjectClient(scheme, options, client=client, deadline_s=deadline_s),
+        root=_root_of(text, scheme),
+        secrets=[str(options[name]) for name in SECRET_NAMES & set(options)],
+        is_single=commit == "single",
+    )
+
+
+def _root_of(text: str, scheme: str) -> str:
+    """Return what fsspec calls the folder."""
+    if scheme in ("http", "https"):
+        return text
+    path = text[len(scheme) + len("://") :].strip("/")
+    return f"/{path}" if scheme == "memory" else path
+
+
+def _seconds(name: str, value: Any) -> float:
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = -1.0
+    if not 0 < seconds < 86_400:
+        raise InvalidInputError(
+            f"storage option {name} is {value!r}; a number of seconds is needed"
+        )
+    return seconds

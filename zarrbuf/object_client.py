@@ -1,0 +1,386 @@
+"""The door to fsspec: requests to a store, many at once, each until it is done.
+
+The only room that imports fsspec. Owns what differs between its file systems: what
+they are made with, which creation is exclusive, which of their errors may pass on a
+retry, and that none of them survives a fork. Knows paths and bytes, no name of ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import errno
+import importlib
+import importlib.util
+import os
+import random
+import re
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import fsspec
+import fsspec.asyn
+
+from zarrbuf.errors import InvalidInputError
+from zarrbuf.object_options import translate_options
+
+MAX_REQUESTS: Final = 64
+"""Requests under way at once; more of them gain nothing (`benchmarks.remote`)."""
+MIN_BYTES_PER_S: Final = 1 << 20
+"""A transfer may take its deadline and, on top, as long as at this rate."""
+_TRY_S: Final = 20.0
+"""After so long without an answer a request is asked again, if the deadline allows."""
+_MEMORY_LOCK: Final = threading.Lock()
+# A child that is forked in the middle would wait for it for ever.
+os.register_at_fork(
+    before=_MEMORY_LOCK.acquire,
+    after_in_parent=_MEMORY_LOCK.release,
+    after_in_child=_MEMORY_LOCK.release,
+)
+
+
+class Fault(enum.Enum):
+    """What a request came to, if not to what was asked for."""
+
+    MISSING = "is not there"
+    EXISTS = "is there already"
+    SHORT = "ends before the range does"
+    REFUSED = "will not be had by asking again"
+    FAILED = "may pass"
+
+
+class RequestError(Exception):
+    """A request that failed for good: why, and the error behind it."""
+
+    def __init__(self, fault: Fault, cause: BaseException) -> None:
+        """Keep both."""
+        super().__init__(fault, cause)
+        self.fault = fault
+        self.cause = cause
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request.
+
+    Attributes:
+        verb: "read", "size", "create" (exclusively), "write", "list" or "delete".
+        path: what fsspec calls a path, for s3 `bucket/key`.
+        start: first byte of a range that is read; None for the whole object.
+        stop: end of the range.
+        data: what is created or written.
+    """
+
+    verb: str
+    path: str
+    start: int | None = None
+    stop: int | None = None
+    data: bytes = b""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that go over the wire, as far as is known before."""
+        return len(self.data) + (self.stop or 0) - (self.start or 0)
+
+
+class ObjectClient:
+    """File systems of one protocol, one in each process."""
+
+    def __init__(
+        self,
+        protocol: str,
+        options: Mapping[str, Any],
+        *,
+        client: str | None,
+        deadline_s: float,
+    ) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            protocol: fsspec's name of it, "s3".
+            options: what the file system is made with.
+            client: the library to use, None for one that is there.
+            deadline_s: seconds after which a request is given up.
+
+        Raises:
+            InvalidInputError: if the library is not installed.
+        """
+        self.protocol = protocol
+        self.client = choose_client(protocol, client)
+        self._options = dict(options)
+        self._deadline_s = deadline_s
+        self._file_systems: dict[int, Any] = {}
+
+    def file_system(self) -> Any:
+        """Return the file system of this process.
+
+        Those of a parent are kept, since letting go of one would use its connections.
+        """
+        pid = os.getpid()
+        found = self._file_systems.get(pid)
+        if found is None:
+            found = make_file_system(self.protocol, self.client, self._options)
+            self._file_systems[pid] = found
+        return found
+
+    def run(
+        self, requests: Sequence[Request], *, tries: int | None = None
+    ) -> list[Any]:
+        """Do requests at once, each again until it is done or cannot be.
+
+        Args:
+            requests: what is asked for, in any order.
+            tries: how often each is tried, None for as often as the deadline allows.
+
+        Returns:
+            For each what it gave, or a RequestError.
+        """
+        try:
+            fs = self.file_system()
+        except Exception as exc:
+            return [RequestError(Fault.REFUSED, exc)] * len(requests)
+        if not getattr(fs, "async_impl", False):
+            return [_send_now(fs, request) for request in requests]
+        work = _run_all(fs, requests, self._deadline_s, tries)
+        results: list[Any] = fsspec.asyn.sync(fs.loop, lambda: work)
+        return results
+
+
+def _send_now(fs: Any, request: Request) -> Any:
+    """Do a request to fsspec's file system in memory, which never fails and waits."""
+    try:
+        with _MEMORY_LOCK:
+            return _memory_answer(fs, request)
+    except Exception as exc:
+        return RequestError(fault_of(exc), exc)
+
+
+def _memory_answer(fs: Any, request: Request) -> Any:
+    path = request.path
+    match request.verb:
+        case "read":
+            data = fs.cat_file(path, start=request.start, end=request.stop)
+            return _checked_range(request, data)
+        case "size":
+            return fs.size(path)
+        case "list":
+            return [name.rstrip("/") for name in fs.ls(path, detail=False)]
+        case "delete":
+            return fs.rm_file(path)
+        case "create" if fs.exists(path):
+            raise FileExistsError(path)
+    return fs.pipe_file(path, request.data)
+
+
+async def _run_all(
+    fs: Any, requests: Sequence[Request], deadline_s: float, tries: int | None
+) -> list[Any]:
+    room = asyncio.Semaphore(MAX_REQUESTS)
+    # They share one line: the last of them may have to wait for the bytes of all.
+    extra_s = sum(request.num_bytes for request in requests) / MIN_BYTES_PER_S
+
+    async def run(request: Request) -> Any:
+        async with room:
+            return await _run_one(fs, request, deadline_s, extra_s, tries)
+
+    return await asyncio.gather(
+        *(run(request) for request in requests), return_exceptions=True
+    )
+
+
+async def _run_one(
+    fs: Any, request: Request, deadline_s: float, extra_s: float, tries: int | None
+) -> Any:
+    """Do one request, again after failures that may pass.
+
+    Args:
+        fs: the file system.
+        request: what is asked for.
+        deadline_s: when it is given up.
+        extra_s: what all that is under way may take besides.
+        tries: how often it is tried, None for as often as there is time.
+
+    Raises:
+        RequestError: if it cannot be done, or not before the deadline.
+    """
+    deadline = time.monotonic() + deadline_s + extra_s
+    number = 0
+    while True:
+        number += 1
+        left_s = max(0.01, deadline - time.monotonic())
+        try:
+            return await asyncio.wait_for(
+                _send(fs, request), min(left_s, _TRY_S + extra_s)
+            )
+        except Exception as exc:
+            fault = fault_of(exc)
+            pause_s = random.uniform(0.5, 1) * min(0.05 * 2**number, 2)
+            is_late = time.monotonic() + pause_s >= deadline
+            if fault is not Fault.FAILED or is_late or number == tries:
+                raise RequestError(fault, exc) from exc
+        await asyncio.sleep(pause_s)
+
+
+async def _send(fs: Any, request: Request) -> Any:
+    path = request.path
+    match request.verb:
+        case "read" if request.start is None:
+            return await _read_whole(fs, path)
+        case "read":
+            data = await fs._cat_file(path, start=request.start, end=request.stop)
+            return _checked_range(request, data)
+        case "size":
+            return (await fs._info(path))["size"]
+        case "list":
+            names = await fs._ls(path, detail=False)
+            return [name.rstrip("/") for name in names]
+        case "delete":
+            return await fs._rm_file(path)
+        case "create" if hasattr(fs, "_construct_store"):
+            # obstore's file system knows no mode: it would overwrite.
+            bucket, key = fs._split_path(path)
+            store = fs._construct_store(bucket)
+            return await store.put_async(key, request.data, mode="create")
+        case "create":
+            return await fs._pipe_file(path, request.data, mode="create")
+    return await fs._pipe_file(path, request.data)
+
+
+async def _read_whole(fs: Any, path: str) -> Any:
+    if not hasattr(fs, "_cat_file_concurrent"):
+        return await fs._cat_file(path)
+    # Without a range, s3fs asks for the size first, and then for pieces.
+    try:
+        return await fs._cat_file(path, start=0)
+    except OSError as exc:
+        if fault_of(exc) is Fault.SHORT:  # not even a first byte
+            return b""
+        raise
+
+
+class _ShortAnswerError(Exception):
+    """Fewer bytes came than were asked for."""
+
+
+def _checked_range(request: Request, data: bytes) -> bytes:
+    if request.start is None or request.stop is None:
+        return data
+    num_bytes = request.stop - request.start
+    if len(data) >= request.stop > num_bytes:  # the whole object: ranges are ignored
+        return data[request.start : request.stop]
+    if len(data) != num_bytes:
+        raise _ShortAnswerError(f"{len(data)} bytes came, {num_bytes} were asked for")
+    return data
+
+
+_REFUSED: Final = {
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "ProfileNotFound",
+    "NoRegionError",
+    "ParamValidationError",
+    "PermissionDeniedError",
+    "UnauthenticatedError",
+    "InvalidPathError",
+    "UnknownConfigurationKeyError",
+    "NotSupportedError",
+    "NotImplementedError",
+    "TypeError",
+    "ValueError",
+    "ImportError",
+    "RuntimeError",
+}
+"""Names of errors, since the libraries that they come from may not be there."""
+_STATUS: Final = re.compile(r"status code: (\d{3})\b")
+_MAY_PASS: Final = (408, 409, 425, 429)
+
+
+def fault_of(exc: BaseException) -> Fault:
+    """Say what became of a request that ended in an error."""
+    names = {kind.__name__ for kind in type(exc).__mro__}
+    text = str(exc).lower().replace("-", "")
+    status = _status_of(exc)
+    if status == 409:  # two conditions met on their way: neither may hold
+        return Fault.FAILED
+    if isinstance(exc, FileExistsError) or names & {"AlreadyExistsError"}:
+        return Fault.EXISTS
+    if "precondition" in text or status == 412:  # the body that says which is missing
+        return Fault.EXISTS
+    if isinstance(exc, FileNotFoundError) or status == 404:
+        return Fault.MISSING
+    if isinstance(exc, _ShortAnswerError) or "not satisfiable" in text:
+        return Fault.SHORT
+    if isinstance(exc, PermissionError) or names & _REFUSED:
+        return Fault.REFUSED
+    if isinstance(exc, OSError) and exc.errno == errno.EINVAL:
+        return Fault.REFUSED
+    if status is not None and 400 <= status < 500 and status not in _MAY_PASS:
+        return Fault.REFUSED
+    return Fault.FAILED
+
+
+def _status_of(exc: BaseException) -> int | None:
+    """Return the HTTP status that an error of aiohttp or obstore came with."""
+    status = getattr(exc, "status", None)
+    if isinstance(status, int):
+        return status
+    match = _STATUS.search(str(exc))
+    return int(match[1]) if match else None
+
+
+_CLIENTS: Final = {
+    "s3": ("s3fs", "obstore"),
+    "gs": ("gcsfs", "obstore"),
+    "http": ("aiohttp",),
+    "https": ("aiohttp",),
+    "memory": ("fsspec",),
+}
+_EXTRAS: Final = {"s3": "s3", "gs": "gs", "http": "http", "https": "http"}
+PROTOCOLS: Final = tuple(_CLIENTS)
+_used_obstore_in: set[int] = set()
+
+
+def choose_client(protocol: str, wanted: str | None) -> str:
+    """Return the library that reaches a protocol: the one wanted, or one there is.
+
+    Raises:
+        InvalidInputError: if it is not there, saying what to install.
+    """
+    known = _CLIENTS[protocol]
+    if wanted is not None and wanted not in known:
+        raise InvalidInputError(
+            f"storage option client is {wanted!r}; for {protocol}:// there are "
+            f"{', '.join(known)}"
+        )
+    for name in known if wanted is None else (wanted,):
+        if importlib.util.find_spec(name) is not None:
+            return name
+    extra = "obstore" if wanted == "obstore" else _EXTRAS[protocol]
+    raise InvalidInputError(
+        f"{protocol}:// needs {wanted or ' or '.join(known)}, which is not installed; "
+        f"pip install 'zarrbuf[{extra}]'"
+    )
+
+
+def make_file_system(protocol: str, client: str, options: Mapping[str, Any]) -> Any:
+    """Make a file system that nobody else shares; raises what its library raises."""
+    if client == "obstore" and _used_obstore_in - {os.getpid()}:
+        # Its threads are those of the parent: a request would wait for ever.
+        if importlib.util.find_spec("s3fs") is None or protocol != "s3":
+            raise RuntimeError(
+                "obstore does not work in a process forked from one that used it; "
+                "start workers by forkserver or spawn, or install zarrbuf[s3]"
+            )
+        client = "s3fs"
+    translated = translate_options(protocol, client, options)
+    if client == "obstore":
+        _used_obstore_in.add(os.getpid())
+        store = importlib.import_module("obstore.fsspec").FsspecStore
+        return store(protocol, skip_instance_cache=True, **translated)
+    made: Any = fsspec.filesystem(protocol, skip_instance_cache=True, **translated)
+    if client == "s3fs":
+        made.retries = 1  # the retries, and the deadline over them, are ours
+    return made

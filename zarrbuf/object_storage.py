@@ -1,0 +1,197 @@
+"""A folder of an object store as a storage: S3 and the like, HTTP to read, memory.
+
+Owns what the answers of requests mean for a name: read, created, taken, unclear. Knows
+no library; the requests, and when they are tried again, are `object_client`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Final, NoReturn
+
+from zarrbuf.errors import NotFoundError, StorageError
+from zarrbuf.format import TMP_DIR, new_uuid
+from zarrbuf.object_client import Fault, ObjectClient, Request, RequestError
+from zarrbuf.storage import Outcome, Range, Storage, checked_name, short_object
+
+_COMMIT_METHODS: Final = {"s3": "if-none-match", "gs": "generation", "memory": "lock"}
+_SHORT_TRIES: Final = 3
+
+
+class ObjectStorage(Storage):
+    """A folder of a store that is reached by requests."""
+
+    is_remote: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        url: str,
+        client: ObjectClient,
+        *,
+        root: str,
+        secrets: Sequence[str] = (),
+        is_single: bool = False,
+    ) -> None:
+        """Use the folder that `url` names, which need not exist yet.
+
+        Args:
+            url: as messages show it.
+            client: does the requests.
+            root: what the client calls the folder, `bucket/key`.
+            secrets: what no message may show.
+            is_single: whether the caller says that nobody else writes, so that a store
+                without exclusive creation will do.
+        """
+        self.url = url.rstrip("/")
+        self._client = client
+        self._root = root.rstrip("/")
+        self._secrets = [secret for secret in secrets if secret]
+        self._is_single = is_single
+        method = _COMMIT_METHODS.get(client.protocol, "single")
+        self.commit_method = "single" if is_single else method
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{checked_name(name)}" if name else self._root
+
+    def _run(self, requests: Sequence[Request], *, tries: int | None = None) -> Any:
+        return self._client.run(requests, tries=tries)
+
+    def _one(self, verb: str, name: str, data: bytes = b"") -> Any:
+        """Do one request for an object; what it gave, or its RequestError."""
+        return self._run([Request(verb, self._path(name), data=data)])[0]
+
+    def read(self, name: str) -> bytes:  # noqa: D102
+        found = self._one("read", name)
+        if isinstance(found, RequestError):
+            self._raise(found, "read", name)
+        data: bytes = found
+        return data
+
+    def open_source(self, name: str) -> memoryview:  # noqa: D102
+        return memoryview(self.read(name))
+
+    def read_existing(self, names: Sequence[str]) -> list[bytes | None]:  # noqa: D102
+        requests = [Request("read", self._path(name)) for name in names]
+        found = self._run(requests)
+        for position, name in enumerate(names):
+            failed = found[position]
+            if isinstance(failed, RequestError):
+                if failed.fault is not Fault.MISSING:
+                    self._raise(failed, "read", name)
+                found[position] = None
+        answers: list[bytes | None] = found
+        return answers
+
+    def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:  # noqa: D102
+        requests = [
+            Request("read", self._path(n), start, stop) for n, start, stop in ranges
+        ]
+        found = self._run(requests)
+        for _ in range(_SHORT_TRIES):
+            short = [n for n, one in enumerate(found) if _is(one, Fault.SHORT)]
+            if not short:
+                break
+            # Either the object is shorter, or an answer was cut off.
+            self._check_sizes([ranges[number] for number in short])
+            again = self._run([requests[number] for number in short])
+            for number, answer in zip(short, again, strict=True):
+                found[number] = answer
+        for one, answer in zip(ranges, found, strict=True):
+            if isinstance(answer, RequestError):
+                self._raise(answer, "read", one.name)
+        answers: list[bytes] = found
+        return answers
+
+    def _check_sizes(self, ranges: Sequence[Range]) -> None:
+        stops = {one.name: one.stop for one in sorted(ranges, key=lambda r: r.stop)}
+        sizes = self._run([Request("size", self._path(name)) for name in stops])
+        for (name, stop), size in zip(stops.items(), sizes, strict=True):
+            if isinstance(size, RequestError):
+                self._raise(size, "read", name)
+            if size is not None and size < stop:
+                raise short_object(self.describe(name), size, stop)
+
+    def create(self, name: str, data: bytes) -> Outcome:  # noqa: D102
+        if self._is_single:
+            if self.read_existing([name])[0] is not None:
+                return Outcome.EXISTS
+            self.put(name, data)
+            return Outcome.CREATED
+        # One try: who repeats it has to look first whether this one landed.
+        path = self._path(name)
+        done = self._run([Request("create", path, data=data)], tries=1)[0]
+        if not isinstance(done, RequestError):
+            return Outcome.CREATED
+        if done.fault is Fault.EXISTS:
+            return Outcome.EXISTS
+        if done.fault is Fault.FAILED:
+            return Outcome.UNKNOWN
+        self._raise(done, "create", name)
+
+    def check_create(self) -> None:  # noqa: D102
+        if self._is_single:
+            return
+        probe = f"{TMP_DIR}/{new_uuid()}"
+        outcomes = [self.create(probe, b"first"), self.create(probe, b"second")]
+        self.delete(probe)
+        if outcomes[1] is Outcome.CREATED:
+            raise StorageError(
+                f"{self.url}: this store takes a name twice, so that two writers would "
+                "lose commits; if there is only one, ever, say so by the storage "
+                "option commit=single"
+            )
+
+    def put(self, name: str, data: bytes) -> None:  # noqa: D102
+        self.put_all({name: data})
+
+    def put_all(self, objects: Mapping[str, bytes]) -> None:  # noqa: D102
+        # The names are new, so that writing one twice is writing the same.
+        requests = [
+            Request("write", self._path(name), data=data)
+            for name, data in objects.items()
+        ]
+        for name, done in zip(objects, self._run(requests), strict=True):
+            if isinstance(done, RequestError):
+                self._raise(done, "write", name)
+
+    def link_from(self, other: Storage, name: str) -> bool:  # noqa: D102
+        return False
+
+    def list_names(self, directory: str) -> list[str]:  # noqa: D102
+        found = self._one("list", directory)
+        if isinstance(found, RequestError):
+            if found.fault is Fault.MISSING:
+                return []
+            self._raise(found, "list", directory)
+        parts = [path.rstrip("/").rpartition("/") for path in found]
+        parent = self._path(directory).strip("/")
+        return sorted({name for above, _, name in parts if above.strip("/") == parent})
+
+    def exists(self, name: str) -> bool:  # noqa: D102
+        found = self._one("size", name)
+        if isinstance(found, RequestError):
+            if found.fault is Fault.MISSING:
+                return False
+            self._raise(found, "look for", name)
+        return True
+
+    def delete(self, name: str) -> None:  # noqa: D102
+        done = self._one("delete", name)
+        if isinstance(done, RequestError) and done.fault is not Fault.MISSING:
+            self._raise(done, "delete", name)
+
+    def _raise(self, failed: RequestError, verb: str, name: str) -> NoReturn:
+        where, cause = self.describe(name), failed.cause
+        said = str(cause).partition("\n\nDebug source")[0]  # what obstore adds
+        text = " ".join(f"{type(cause).__name__}: {said}".split())
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        if failed.fault is Fault.MISSING and verb == "read":
+            raise NotFoundError(f"{where} does not exist ({text:.500})") from cause
+        if isinstance(cause, TimeoutError):
+            text = "no answer in time"
+        raise StorageError(f"cannot {verb} {where}: {text:.500}") from cause
+
+
+def _is(answer: Any, fault: Fault) -> bool:
+    return isinstance(answer, RequestError) and answer.fault is fault

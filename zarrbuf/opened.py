@@ -1,0 +1,171 @@
+"""Archives that are open: kept within bounds, and opened many at once where that pays.
+
+Owns the bounds, and the check that an archive is as long as its row says. Archives come
+from a home; what is fetched of them, others say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final, Protocol
+
+import numpy as np
+
+from zarrbuf.cache import LruCache
+from zarrbuf.errors import FormatError
+from zarrbuf.fetching import FetchCost, fetch_whole
+from zarrbuf.rows import Row, Rows
+from zarrbuf.sampling import IntArray
+from zarrbuf.trajectory_archive import TrajectoryArchive
+
+MAX_OPEN_ARCHIVES: Final = 16_384
+"""Mapped files kept; Linux allows a process 65,530 mappings."""
+MAX_GROUPS: Final = 4096
+"""Trajectories that are open at once for one batch."""
+
+
+class Home(Protocol):
+    """Where the archives of some trajectories are."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether archives are fetched in parts, so that many are opened at once."""
+        ...
+
+    def keeps(self, uuid: str) -> bool:
+        """Whether the bytes of an archive are in memory anyway, for the time being."""
+        ...
+
+    def open_archives(
+        self, rows: Sequence[Row], cost: FetchCost
+    ) -> list[TrajectoryArchive]:
+        """Open archives; raises NotFoundError, FormatError or StorageError."""
+        ...
+
+
+class OpenArchives:
+    """Archives by uuid, those used longest ago forgotten. Safe between threads.
+
+    Attributes:
+        max_bytes: what those may take that are in memory, together.
+        num_opened: archives opened so far.
+        num_mapped: those of them that are mapped files.
+    """
+
+    def __init__(self, *, max_bytes: int) -> None:
+        """Start with none open."""
+        self.max_bytes = max_bytes
+        self.num_opened = 0
+        self.num_mapped = 0
+        self._kept: LruCache[str, TrajectoryArchive] = LruCache(
+            max_cost=max_bytes, max_items=MAX_OPEN_ARCHIVES
+        )
+
+    def __len__(self) -> int:
+        """Return the number of archives kept open."""
+        return len(self._kept)
+
+    @property
+    def num_bytes(self) -> int:
+        """What those take that are kept."""
+        return self._kept.cost
+
+    def make_lock(self) -> None:
+        """Start with a lock that nobody holds."""
+        self._kept.make_lock()
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._kept.clear()
+
+    def discard(self, uuid: str) -> None:
+        """Forget one, because it has moved (from memory to disk)."""
+        self._kept.discard(uuid)
+
+    def whole(self, rows: Rows, position: int, home: Home) -> TrajectoryArchive:
+        """Return the archive of one row with all of its bytes.
+
+        Raises:
+            NotFoundError: if it is not there.
+            FormatError: if it is damaged, or another one than the row says.
+            StorageError: if the storage failed.
+        """
+        cost = FetchCost()
+        (archive,) = self.several(rows, np.array([position]), home, cost)
+        fetch_whole([archive.remote], cost)
+        self.weigh([archive])
+        return archive
+
+    def several(
+        self, rows: Rows, positions: IntArray, home: Home, cost: FetchCost
+    ) -> Iterator[TrajectoryArchive]:
+        """Yield the archives of some rows, opened or kept from before.
+
+        Those of a remote home are opened at once, others as they are asked for: they
+        may be in memory whole.
+
+        Args:
+            rows: the rows.
+            positions: int64 [n], which of them.
+            home: where their archives are.
+            cost: what opening costs is added.
+
+        Raises:
+            NotFoundError: if one is not there.
+            FormatError: if one is damaged, or another one than its row says.
+            StorageError: if the storage failed.
+        """
+        step = MAX_GROUPS if home.is_remote else 1
+        for start in range(0, len(positions), step):
+            some = positions[start : start + step].tolist()
+            archives = self._have(rows, some, home, cost)
+            for position, archive in zip(some, archives, strict=True):
+                _check_shape(rows, position, archive)
+                yield archive
+
+    def _have(
+        self, rows: Rows, positions: Sequence[int], home: Home, cost: FetchCost
+    ) -> list[TrajectoryArchive]:
+        uuids = [rows.uuid(position) for position in positions]
+        kept = zip(uuids, self._kept.get_all(uuids), strict=True)
+        found = {uuid: archive for uuid, archive in kept if archive is not None}
+        pairs = zip(uuids, positions, strict=True)
+        wanted = {uuid: number for uuid, number in pairs if uuid not in found}
+        if wanted:
+            opened = home.open_archives([rows.row(n) for n in wanted.values()], cost)
+            for uuid, archive in zip(wanted, opened, strict=True):
+                self._keep(uuid, archive, home)
+                found[uuid] = archive
+        return [found[uuid] for uuid in uuids]
+
+    def _keep(self, uuid: str, archive: TrajectoryArchive, home: Home) -> None:
+        is_kept = archive.is_in_memory and home.keeps(uuid)
+        is_held = archive.is_in_memory and not is_kept
+        cost = archive.open_bytes + archive.fetched_bytes
+        cost += len(archive.source) if is_held else 0
+        self._kept.put(uuid, archive, cost=cost)
+        if is_kept and not home.keeps(uuid):
+            # Forgotten meanwhile: nothing else would drop it from here.
+            self._kept.discard(uuid)
+        self.num_opened += 1
+        self.num_mapped += archive.remote is None
+
+    def weigh(self, archives: Sequence[TrajectoryArchive]) -> None:
+        """Count what was fetched of archives; those used longest ago go."""
+        for archive in archives:
+            if archive.remote is None:
+                continue
+            kept, cost = archive, archive.open_bytes + archive.fetched_bytes
+            if cost > self.max_bytes:  # it alone: begin anew, but stay open
+                kept, cost = archive.emptied(), archive.open_bytes
+            self._kept.put(archive.header.uuid, kept, cost=cost)
+
+
+def _check_shape(rows: Rows, position: int, archive: TrajectoryArchive) -> None:
+    header, fixed = archive.header, rows.fixed
+    shape = int(fixed["T"][position]), int(fixed["B"][position])
+    if (header.num_steps, header.num_envs) != shape:
+        raise FormatError(
+            f"{archive.name}: holds T={header.num_steps}, B={header.num_envs}; the "
+            f"list says T={shape[0]}, B={shape[1]}"
+        )

@@ -1,0 +1,104 @@
+"""Objects of which only some bytes are there: in memory of their full size.
+
+Addresses stay what they are in the object, so that whatever reads a mapped file reads
+these too. Memory is taken only by pages that were filled. Pure; knows no storage.
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from zarrbuf.errors import FormatError
+from zarrbuf.ranges import merge_ranges
+
+IntArray = npt.NDArray[np.int64]
+
+BLOCK_BYTES: Final = 512
+"""What is there is remembered in blocks; so much more may be fetched on either side."""
+MAX_FETCH_BYTES: Final = 8 << 20
+"""More than that is fetched in pieces, at once."""
+
+
+class SparseObject:
+    """An object of known size, filled as it is fetched. Safe between threads.
+
+    Attributes:
+        view: all of its bytes, read-only; those not fetched yet are 0.
+        num_bytes: their number.
+    """
+
+    def __init__(self, num_bytes: int, *, name: str) -> None:
+        """Start with nothing there.
+
+        Raises:
+            FormatError: if no memory has room for so many bytes; `name` says whose.
+        """
+        self.num_bytes = num_bytes
+        try:
+            self._blocks = np.zeros(-(-num_bytes // BLOCK_BYTES), np.bool_)
+            memory = mmap.mmap(
+                -1, max(1, num_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            )
+        except (OSError, MemoryError, OverflowError, ValueError) as exc:
+            raise FormatError(
+                f"{name}: {num_bytes} bytes are claimed; no memory has room for them"
+            ) from exc
+        # With huge pages, 4 KB fetched would take 2 MB of memory.
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+        self._bytes = memoryview(memory)[:num_bytes]
+        self.view = self._bytes.toreadonly()
+        self._lock = threading.Lock()
+        self.resident_bytes = 0
+
+    def missing(self, ranges: IntArray, *, max_gap_bytes: int) -> IntArray:
+        """Return what has to be fetched for some ranges to be there.
+
+        Args:
+            ranges: int64 [n, 2], start and stop, inside the object.
+            max_gap_bytes: near ranges are fetched together, see `merge_ranges`.
+
+        Returns:
+            int64 [m, 2], ascending, whole blocks but for the end of the object.
+        """
+        blocks = np.stack(
+            [ranges[:, 0] // BLOCK_BYTES, -(-ranges[:, 1] // BLOCK_BYTES)], axis=1
+        )
+        pairs = blocks.tolist()
+        wanted = [
+            number
+            for number, (first, stop) in enumerate(pairs)
+            if not self._blocks[first:stop].all()
+        ]
+        return np.minimum(
+            merge_ranges(
+                blocks[wanted] * BLOCK_BYTES,
+                max_gap_bytes=max_gap_bytes,
+                max_bytes=MAX_FETCH_BYTES,
+            ),
+            self.num_bytes,
+        )
+
+    def fill(self, start: int, data: bytes) -> None:
+        """Put fetched bytes where they belong.
+
+        Args:
+            start: first byte, at the start of a block.
+            data: whole blocks, but for the end of the object.
+        """
+        stop = start + len(data)
+        if start % BLOCK_BYTES or (stop % BLOCK_BYTES and stop != self.num_bytes):
+            raise ValueError(f"bytes {start} to {stop} are not whole blocks")
+        self._bytes[start:stop] = data
+        # Last, since it tells other threads that the bytes are there.
+        self._blocks[start // BLOCK_BYTES : -(-stop // BLOCK_BYTES)] = True
+        pages = -(-stop // mmap.PAGESIZE) - start // mmap.PAGESIZE
+        with self._lock:
+            self.resident_bytes = min(
+                self.resident_bytes + pages * mmap.PAGESIZE,
+                self.num_bytes + mmap.PAGESIZE,
+            )
