@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit bench clean
+.PHONY: help demo test test-long lint types unit bench clean
 
 help:
 	@echo "make demo   convert, sample and verify a small real buffer"
 	@echo "make test   lint, types and tests"
+	@echo "make test-long  tests that take minutes"
 	@echo "make bench  the figures of docs/performance.md"
 	@echo "make clean  take away what the others made"
 
@@ -36,6 +37,9 @@ types: $(VENV)/.ready
 
 unit: $(VENV)/.ready
 	$(BIN)/python -m pytest
+
+test-long: $(VENV)/.ready
+	$(BIN)/python -m pytest -m long --timeout 1800
 
 bench: $(VENV)/.bench-ready
 	$(BIN)/python -m benchmarks.run

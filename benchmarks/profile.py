@@ -31,10 +31,11 @@ from zarrbuf.compiled import have_loops
 from zarrbuf.encoding import encode_trajectory
 from zarrbuf.format import new_uuid
 from zarrbuf.local_storage import LocalStorage
+from zarrbuf.log_store import LogStore
 from zarrbuf.opening import open_store
 from zarrbuf.sampling import ReadPlan, Window, plan_batch
 from zarrbuf.small_fields import sorted_fields
-from zarrbuf.stores import LogStore, NewTrajectory
+from zarrbuf.stores import NewTrajectory
 from zarrbuf.trajectory_archive import TrajectoryArchive
 from zarrbuf.workers import Workers
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import pickle
 import random
 import signal
 import threading
@@ -453,10 +454,35 @@ def test_what_stays_unknown_says_so_and_names_its_transaction() -> None:
     storage = ScriptedStorage()
     log = start(storage)
     storage.script = lambda name: "unknown before"
-    with pytest.raises(CommitUnknownError, match=r"00003\.json.*txn [0-9a-f]{32}"):
+    with pytest.raises(
+        CommitUnknownError, match=r"00003\.json.*txn [0-9a-f]{32}"
+    ) as caught:
         add(log, deadline_s=0.05)
+    unknown = pickle.loads(pickle.dumps(caught.value))
+    assert (str(unknown), unknown.version) == (str(caught.value), 3)
+    assert unknown.txn in str(unknown)
     storage.script = lambda name: "created"
+    assert log.resolve(unknown) is None
     assert add(log)[1] == 3
+    assert log.resolve(unknown) is None
+
+
+def test_a_commit_that_landed_after_all_is_found_by_its_name() -> None:
+    storage = ScriptedStorage()
+    log = start(storage)
+
+    def script(name: str) -> str:
+        storage.read_fails = 10**9
+        return "unknown after"
+
+    storage.script = script
+    with pytest.raises(CommitUnknownError) as caught:
+        add(log, "once", deadline_s=0.05)
+    storage.script = lambda name: "created"
+    storage.read_fails = 0
+    add(log, "rival")
+    assert names_of(log.snapshot) == ["once", "rival"]
+    assert log.resolve(caught.value) == 3
 
 
 def test_a_lost_answer_while_a_rival_was_first_is_no_success() -> None:

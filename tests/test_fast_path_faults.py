@@ -15,7 +15,7 @@ from helpers import make_trajectory
 
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.errors import FormatError
-from zarrbuf.stores import LogStore
+from zarrbuf.log_store import LogStore
 
 WIDE = """
 import torch

@@ -18,7 +18,7 @@ from helpers import assert_same_trajectory, make_trajectory
 
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.errors import InvalidInputError, StorageError
-from zarrbuf.stores import LogStore
+from zarrbuf.log_store import LogStore
 
 FORMATS = ("zarr", "pt", "pkl")
 

@@ -27,13 +27,14 @@ from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import ConflictError, StorageError
 from zarrbuf.format import FieldSpec, new_uuid
 from zarrbuf.log_format import Action
+from zarrbuf.log_store import LogStore
 from zarrbuf.manifest import Snapshot, schema_id
 from zarrbuf.memory_store import MemoryStore
 from zarrbuf.reader import BatchReader
 from zarrbuf.rows import Row, Rows
 from zarrbuf.sampling import plan_batch
 from zarrbuf.storage import Outcome
-from zarrbuf.stores import LogStore, NewTrajectory
+from zarrbuf.stores import NewTrajectory
 from zarrbuf.table import RowTable
 
 FEW, MANY = 10, 200_000

@@ -24,6 +24,20 @@ def check_whole_number(
     return number
 
 
+def check_interval(name: str, value: float | None) -> float | None:
+    """Return seconds that are a number above 0, or None.
+
+    Raises:
+        InvalidInputError: for anything else, naming the argument.
+    """
+    if value is None:
+        return None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value < 1e9:
+        raise InvalidInputError(f"{name} is {value!r}; seconds above 0 are needed")
+    return float(value)
+
+
 def check_seed(value: SupportsIndex) -> int:
     """Return `value` as an int, if torch's generators take it.
 

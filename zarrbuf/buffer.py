@@ -7,12 +7,12 @@ batches, the writer saves in the background.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
-from zarrbuf.arguments import check_whole_number
+from zarrbuf.arguments import check_interval, check_whole_number
+from zarrbuf.background import Repeater
 from zarrbuf.contents import Contents
 from zarrbuf.draws import Draws
 from zarrbuf.encoding import encode_trajectory, flatten_encoded
@@ -27,17 +27,15 @@ from zarrbuf.opening import (
     open_or_create_store,
     open_store,
 )
+from zarrbuf.prefetching import Prefetcher
 from zarrbuf.reader import BatchReader
 from zarrbuf.rlinf_index import index_entry
-from zarrbuf.rows import Rows
 from zarrbuf.sampler import Sampler
 from zarrbuf.sampling import partition
 from zarrbuf.saving import save_view
 from zarrbuf.stores import TrajectoryStore
 from zarrbuf.trajectory import Trajectory, decode_trajectory, nest
 from zarrbuf.workers import Workers, default_num_threads
-
-_LOG: Final = logging.getLogger("zarrbuf")
 
 
 class TrajectoryReplayBuffer:
@@ -63,13 +61,16 @@ class TrajectoryReplayBuffer:
         num_threads: int | None = None,
         pin_memory: bool = False,
         storage_options: StorageOptions | None = None,
+        prefetch_batches: int = 2,
+        refresh_interval_s: float | None = None,
     ) -> None:
         """Make a buffer, or continue the one at `auto_save_path`.
 
         Args:
             seed: seed of the draws; None for a random one.
             enable_cache: keep small fields (states, actions, rewards) decoded.
-            cache_size: accepted for RLinf's sake; `cache_bytes` bounds what is kept.
+            cache_size: the newest so many trajectories on an object store are fetched
+                whole in the background, as far as half of `cache_bytes` goes.
             sample_window_size: trajectories drawn from, the newest; 0 for all.
             auto_save: save every trajectory in the background; without, the window
                 is kept in memory, compressed.
@@ -89,6 +90,11 @@ class TrajectoryReplayBuffer:
                 CUDA device; without one there is no effect, as in torch's DataLoader.
             storage_options: for URLs here, in `load_checkpoint` and `save_checkpoint`;
                 see `zarrbuf.locations.open_storage`.
+            prefetch_batches: batches whose chunks are fetched from object stores before
+                they are drawn, once two of one size were. It changes no draw.
+            refresh_interval_s: seconds between looks for what other processes appended,
+                in the background; None for `refresh` alone. Its errors reach the next
+                `sample`.
 
         Raises:
             InvalidInputError: if an argument is not allowed.
@@ -105,7 +111,7 @@ class TrajectoryReplayBuffer:
         self._seed = seed
         self._draws = Draws(seed)
         self._options = storage_options
-        check_whole_number("cache_size", cache_size)
+        cache_size = check_whole_number("cache_size", cache_size)
         cache_bytes = check_whole_number("cache_bytes", cache_bytes)
         window_size = check_whole_number("sample_window_size", sample_window_size)
         max_queue_bytes = check_whole_number("max_queue_bytes", max_queue_bytes)
@@ -115,13 +121,20 @@ class TrajectoryReplayBuffer:
             workers=self._workers,
         )
         self._memory = BatchMemory(pin_memory=pin_memory and can_pin())
-        self._sampler = Sampler(self._reader, self._memory)
+        self._prefetcher = Prefetcher(
+            self._reader,
+            depth=check_whole_number("prefetch_batches", prefetch_batches),
+            num_newest=cache_size if enable_cache else 0,
+        )
+        self._sampler = Sampler(self._reader, self._memory, self._prefetcher)
+        interval_s = check_interval("refresh_interval_s", refresh_interval_s)
         self._contents = Contents(
             self._own_store(auto_save_path) if auto_save else MemoryStore(),
             self._reader,
             window_size=window_size,
             max_queue_bytes=max_queue_bytes,
         )
+        self._refreshing = Repeater(self._contents.refresh, interval_s=interval_s)
 
     def manual_seed(self, seed: int | None) -> None:
         """Start the draws anew from a seed; None for a random one."""
@@ -175,7 +188,14 @@ class TrajectoryReplayBuffer:
         self._contents.writer.flush()
 
     def refresh(self) -> None:
-        """Take in trajectories that other processes appended to the same buffer."""
+        """Take in trajectories that other processes appended to the same buffer.
+
+        Also to the one that was loaded, unless only a part of it was. Whole commits
+        only.
+
+        Raises:
+            StorageError: if the storage failed; what was known stays.
+        """
         self._contents.refresh()
 
     # --- what there is ----------------------------------------------------------
@@ -247,6 +267,7 @@ class TrajectoryReplayBuffer:
             EmptyBufferError: if there is nothing to draw from.
             FormatError: if a chunk that is drawn is damaged.
         """
+        self._refreshing.raise_error()
         view = self._contents.view()
         return self._sampler.sample(view, num_chunks, self._draws.generator, out)
 
@@ -282,8 +303,7 @@ class TrajectoryReplayBuffer:
 
     @property
     def _trajectory_id_list(self) -> list[int]:
-        parts = self._contents.parts()
-        return [number for _, r in parts for number in r.trajectory_ids.tolist()]
+        return self._contents.trajectory_ids
 
     @property
     def _trajectory_counter(self) -> int:
@@ -291,9 +311,7 @@ class TrajectoryReplayBuffer:
 
     @property
     def _trajectory_index(self) -> dict[int, dict[str, Any]]:
-        rows = Rows.concat([listed.rows for _, listed in self._contents.parts()])
-        listed = map(rows.row, range(len(rows)))
-        return {row.trajectory_id: index_entry(row) for row in listed}
+        return {row.trajectory_id: index_entry(row) for row in self._contents.rows()}
 
     # --- checkpoints ------------------------------------------------------------
 
@@ -367,6 +385,8 @@ class TrajectoryReplayBuffer:
         Raises:
             StorageError: if saving failed.
         """
+        self._refreshing.close()
+        self._prefetcher.close()
         self._contents.writer.close(wait=wait)
         self.clear_cache()
         self._workers.close()

@@ -7,6 +7,7 @@ snapshots of the log are written by `checkpoints`.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -162,7 +163,7 @@ class CommitLog:
         return [(number, data) for number, data in pairs if data is not None]
 
     def commit(
-        self, build: Build, *, op: str, deadline_s: float = 60.0
+        self, build: Build, *, op: str, deadline_s: float | None = None
     ) -> tuple[Snapshot, int]:
         """Make one commit of the actions that `build` gives for the newest snapshot.
 
@@ -172,7 +173,8 @@ class CommitLog:
         Args:
             build: snapshot -> actions; no action means no commit.
             op: what is done, for people who read the log.
-            deadline_s: seconds after which an unclear outcome is given up.
+            deadline_s: seconds after which an unclear outcome is given up; None for
+                those after which the storage gives up a request.
 
         Returns:
             The snapshot with the commit in it, and its version.
@@ -184,6 +186,8 @@ class CommitLog:
                 another rule of the format; nothing was committed.
         """
         txn = uuid_module.uuid4().hex
+        if deadline_s is None:
+            deadline_s = self.storage.deadline_s
         deadline = time.monotonic() + deadline_s
         self.refresh()
         tries = 0
@@ -203,6 +207,26 @@ class CommitLog:
                 )
             time.sleep(random.uniform(0, min(0.001 * 2**tries, 0.1)))
             self.refresh()
+
+    def resolve(self, unknown: CommitUnknownError) -> int | None:
+        """Find out what became of a commit.
+
+        Args:
+            unknown: the error that `commit` ended in.
+
+        Returns:
+            Its version, None if it is not in the log now. A request that was given up
+            may still be on its way for as long as the store holds one.
+
+        Raises:
+            StorageError: if the storage failed.
+        """
+        self.refresh()
+        for version in range(unknown.version, self.snapshot.version + 1):
+            data = self.storage.read(commit_path(version))
+            if json.loads(data.partition(b"\n")[0]).get("txn") == unknown.txn:
+                return version
+        return None
 
     def _next_commit(self, actions: tuple[Action, ...], *, txn: str, op: str) -> Commit:
         return Commit(
@@ -255,8 +279,10 @@ class CommitLog:
             if time.monotonic() > deadline:
                 raise CommitUnknownError(
                     f"{self.storage.describe(name)}: it stayed unknown whether commit "
-                    f"{commit.version} (txn {commit.txn}) landed; look for that txn in "
-                    "the log before trying again"
+                    f"{commit.version} (txn {commit.txn}) landed; ask `resolve` for it "
+                    "before trying again",
+                    commit.txn,
+                    commit.version,
                 )
             time.sleep(random.uniform(0.01, 0.1))
 

@@ -18,6 +18,7 @@ from zarrbuf.errors import TrajectoryNotFoundError
 from zarrbuf.format import BatchField
 from zarrbuf.memory_store import MemoryStore
 from zarrbuf.reader import BatchReader
+from zarrbuf.rows import Row, Rows
 from zarrbuf.sampling import partition
 from zarrbuf.small_fields import sorted_fields
 from zarrbuf.stores import NewTrajectory, TrajectoryStore
@@ -72,6 +73,7 @@ class Contents:
         self._store_size = len(store.listed)
         self._make_locks()
         self._loaded: Part | None = None
+        self._followed: TrajectoryStore | None = None
         self._mark = 0
         self._seen = store.mark  # what is queued is not listed up to here
         self._queued = MemoryStore()
@@ -179,19 +181,28 @@ class Contents:
         queued = self._queued.without(newest) if newest else self._queued.frozen()
         return queued, queued.listed
 
+    @property
+    def trajectory_ids(self) -> list[int]:
+        """The ids of all trajectories that are listed, in order."""
+        return [n for _, one in self.parts() for n in one.trajectory_ids.tolist()]
+
+    def rows(self) -> list[Row]:
+        """Return the rows of all trajectories that are listed, in order."""
+        rows = Rows.concat([listed.rows for _, listed in self.parts()])
+        return [rows.row(position) for position in range(len(rows))]
+
     def archive(self, trajectory_id: int) -> TrajectoryArchive:
         """Return the archive of a trajectory that is listed, window or not.
 
         Raises:
             TrajectoryNotFoundError: if no such id is listed.
         """
-        parts = self.parts()
-        for store, listed in reversed(parts):
+        for store, listed in reversed(self.parts()):
             position = listed.find(trajectory_id)
             if position is not None:
                 rows = listed.table.rows
                 return self._reader.archives.whole(rows, position, store)
-        ids = [n for _, listed in parts for n in listed.trajectory_ids.tolist()]
+        ids = self.trajectory_ids
         known = f"{min(ids)} to {max(ids)}" if ids else "none"
         raise TrajectoryNotFoundError(
             f"no trajectory {trajectory_id!r}; the ids there are: {known}"
@@ -221,10 +232,27 @@ class Contents:
         self.writer.flush()
         with self._store_lock:
             self._store.refresh()
+            if self._followed is not None:
+                self._followed.refresh()
         with self._lock:
+            self._follow()
             if self._store.mark != self._seen:
                 self._known = None
                 self._take_in_store(num_own=0)
+
+    def _follow(self) -> None:
+        """Take in what others appended to the buffer that was loaded."""
+        store = self._followed
+        if store is None or self._loaded is None:
+            return
+        listed, before = store.listed, self._loaded[1]
+        if listed.stop == before.stop and len(listed) == len(before):
+            return
+        self.num_ever += max(0, listed.stop - before.stop)
+        highest = int(listed.trajectory_ids.max(initial=-1))
+        self.next_trajectory_id = max(self.next_trajectory_id, highest + 1)
+        self._loaded = (store, listed)
+        self._known, self._view = None, None
 
     def load(self, store: TrajectoryStore, *, rank: int, world_size: int) -> None:
         """Replace everything by the part of `rank` of what another store lists.
@@ -240,6 +268,9 @@ class Contents:
                 self._store.remove_all(reason="load")
             self._mark = self._store.mark
             self._loaded = (store, listed)
+            # Rows of the buffer that is saved to would be listed twice.
+            is_apart = world_size == 1 and not store.is_same(self._store)
+            self._followed = store if is_apart else None
             self._store_size = len(self._store.listed)
             self.num_ever = len(listed)
             self.next_trajectory_id = highest + 1
@@ -258,7 +289,7 @@ class Contents:
         with self._lock:
             self._mark = 0
             self._seen = mark
-            self._loaded = None
+            self._loaded = self._followed = None
             self._store_size = 0
             self.num_ever = 0
             self._forget()

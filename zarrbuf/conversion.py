@@ -29,6 +29,7 @@ from zarrbuf.format import (
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.locations import StorageOptions, open_storage
 from zarrbuf.log_format import Action
+from zarrbuf.log_store import listing_actions
 from zarrbuf.manifest import Snapshot
 from zarrbuf.metadata import CodecName, check_codec
 from zarrbuf.opening import check_format, open_store
@@ -42,7 +43,7 @@ from zarrbuf.rlinf_index import (
 )
 from zarrbuf.rows import Row, Rows
 from zarrbuf.storage import Outcome, Storage
-from zarrbuf.stores import NewTrajectory, TrajectoryStore, listing_actions
+from zarrbuf.stores import NewTrajectory, TrajectoryStore
 
 Progress = Callable[[int, int], None]
 _LEFTOVERS: Final = {TRAJECTORY_DIR, SEGMENT_DIR, TMP_DIR}

@@ -6,7 +6,7 @@
     ├── NotFoundError (FileNotFoundError)       nothing at this path
     │   └── TrajectoryNotFoundError (ValueError)
     ├── ConflictError                           someone else was first; reload, retry
-    │   └── CommitUnknownError                  may or may not have landed
+    │   └── CommitUnknownError                  may or may not have landed; resolve
     ├── FormatError (ValueError)                bytes break the format
     │   ├── UnsupportedVersionError
     │   └── UntrustedBaseError
@@ -44,7 +44,22 @@ class ConflictError(ZarrbufError):
 
 
 class CommitUnknownError(ConflictError):
-    """A commit may or may not have landed; look for its `txn` in the log."""
+    """A commit may or may not have landed; `CommitLog.resolve` finds out later.
+
+    Attributes:
+        txn: the commit's own name.
+        version: the first number that it may have.
+    """
+
+    def __init__(self, message: str, txn: str = "", version: int = 0) -> None:
+        """Keep what to look for."""
+        super().__init__(message)
+        self.txn = txn
+        self.version = version
+
+    def __reduce__(self) -> tuple[type[CommitUnknownError], tuple[str, str, int]]:
+        """Pickle with all that it keeps."""
+        return type(self), (str(self), self.txn, self.version)
 
 
 class FormatError(ZarrbufError, ValueError):

@@ -87,7 +87,13 @@ class Request:
 
 
 class ObjectClient:
-    """File systems of one protocol, one in each process."""
+    """File systems of one protocol, one in each process.
+
+    Attributes:
+        protocol: fsspec's name of it.
+        client: the library that reaches it.
+        deadline_s: seconds after which a request is given up.
+    """
 
     def __init__(
         self,
@@ -111,7 +117,7 @@ class ObjectClient:
         self.protocol = protocol
         self.client = choose_client(protocol, client)
         self._options = dict(options)
-        self._deadline_s = deadline_s
+        self.deadline_s = deadline_s
         self._file_systems: dict[int, Any] = {}
 
     def file_system(self) -> Any:
@@ -144,7 +150,7 @@ class ObjectClient:
             return [RequestError(Fault.REFUSED, exc)] * len(requests)
         if not getattr(fs, "async_impl", False):
             return [_send_now(fs, request) for request in requests]
-        work = _run_all(fs, requests, self._deadline_s, tries)
+        work = _run_all(fs, requests, self.deadline_s, tries)
         results: list[Any] = fsspec.asyn.sync(fs.loop, lambda: work)
         return results
 

@@ -44,6 +44,7 @@ class ObjectStorage(Storage):
         """
         self.url = url.rstrip("/")
         self._client = client
+        self.deadline_s = client.deadline_s
         self._root = root.rstrip("/")
         self._secrets = [secret for secret in secrets if secret]
         self._is_single = is_single

@@ -14,6 +14,7 @@ from zarrbuf.errors import InvalidInputError, NotFoundError
 from zarrbuf.format import ROOT_NAME
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.locations import Location, StorageOptions, open_storage
+from zarrbuf.log_store import LogStore
 from zarrbuf.metadata import CodecName
 from zarrbuf.rlinf import RlinfStore
 from zarrbuf.rlinf_index import (
@@ -23,7 +24,7 @@ from zarrbuf.rlinf_index import (
     is_rlinf_folder,
 )
 from zarrbuf.storage import Storage
-from zarrbuf.stores import LogStore, TrajectoryStore
+from zarrbuf.stores import TrajectoryStore
 
 _LOG: Final = logging.getLogger("zarrbuf")
 FORMATS: Final = ("zarr", *FILE_FORMATS)

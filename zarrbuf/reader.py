@@ -9,6 +9,8 @@ import resource
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
+import numpy as np
+
 from zarrbuf.big_fields import plan_chunks
 from zarrbuf.chunks import ChunkReads
 from zarrbuf.compiled import compile_reading
@@ -104,15 +106,38 @@ class BatchReader:
         stats.archives_opened = self.archives.num_opened - num_opened
         return stats
 
+    def fetch_batch(
+        self,
+        plan: ReadPlan,
+        fields: Sequence[BatchField],
+        trajectories: Trajectories,
+    ) -> None:
+        """Fetch what `read_batch` will read of object stores; raises what it does."""
+        nothing = {
+            field.name: np.empty((0, *field.spec.shape), field.spec.stored)
+            for field in fields
+        }
+        reading = Reading(nothing, fields, trajectories, ReadStats())
+        for part in self._parts(plan, reading):
+            self._fetch(part, self._plan(part, reading), reading)
+            self.archives.weigh(part.archives)
+
+    @staticmethod
+    def _plan(part: Part, reading: Reading) -> list[ChunkReads]:
+        return [
+            plan_chunks(part.archives, field, part.plan, reading.arrays[field.name])
+            for field in reading.big
+        ]
+
+    def _fetch(self, part: Part, reads: Sequence[ChunkReads], reading: Reading) -> None:
+        wanted = [*_chunk_ranges(part, reads), *self.small.ranges(part, reading)]
+        fetch(wanted, reading.cost)
+
     def _read_part(self, part: Part, reading: Reading) -> None:
         with reading.stats.timing("plan"):
-            reads = [
-                plan_chunks(part.archives, field, part.plan, reading.arrays[field.name])
-                for field in reading.big
-            ]
+            reads = self._plan(part, reading)
         with reading.stats.timing("fetch"):
-            wanted = [*_chunk_ranges(part, reads), *self.small.ranges(part, reading)]
-            fetch(wanted, reading.cost)
+            self._fetch(part, reads, reading)
         if reads:
             self._decode(reads, reading.stats)
         if reading.small:

@@ -17,6 +17,7 @@ from zarrbuf.batches import arrays_of, as_batch, new_arrays
 from zarrbuf.errors import EmptyBufferError
 from zarrbuf.fetching import FetchCost
 from zarrbuf.memory import BatchMemory
+from zarrbuf.prefetching import Prefetcher
 from zarrbuf.reader import BatchReader
 from zarrbuf.sampling import IntArray, Window, plan_batch
 from zarrbuf.stats import ReadStats
@@ -50,10 +51,13 @@ class _Trajectories:
 class Sampler:
     """Draws batches from views."""
 
-    def __init__(self, reader: BatchReader, memory: BatchMemory) -> None:
+    def __init__(
+        self, reader: BatchReader, memory: BatchMemory, prefetcher: Prefetcher
+    ) -> None:
         """Read with `reader`, into `memory` unless the caller has some."""
         self._reader = reader
         self._memory = memory
+        self._prefetcher = prefetcher
 
     def sample(
         self, view: View, count: int, generator: torch.Generator, out: Any
@@ -76,7 +80,15 @@ class Sampler:
             any_big = any(field.spec.is_big for field in fields)
             plan = plan_batch(draws.numpy(), view.window, in_place_order=any_big)
         window = _Trajectories(view, self._reader)
+        if view.is_remote:
+            with planning.timing("fetch"):
+                self._prefetcher.wait_for(draws, view.window)
         stats = self._reader.read_batch(plan, arrays, fields, window)
+        if view.is_remote:
+            self._prefetcher.fetch_newest(window, view.newest)
+            self._prefetcher.plan_next(
+                generator, count, fields, window, batch_bytes=stats.bytes_read
+            )
         stats.add(planning)
         self._reader.stats.add(stats)
         return as_batch(fields, arrays) if out is None else out

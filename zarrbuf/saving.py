@@ -17,6 +17,7 @@ from zarrbuf.chunks import crc32c
 from zarrbuf.errors import InvalidInputError, StorageError
 from zarrbuf.format import Schema, trajectory_name
 from zarrbuf.log_format import Action
+from zarrbuf.log_store import LogStore, listing_actions
 from zarrbuf.manifest import Snapshot, schema_id
 from zarrbuf.metadata import CodecName
 from zarrbuf.opening import (
@@ -34,7 +35,7 @@ from zarrbuf.rlinf_files import (
 from zarrbuf.rlinf_index import FileFormat
 from zarrbuf.rows import Row, Rows
 from zarrbuf.storage import Outcome, Storage
-from zarrbuf.stores import LogStore, TrajectoryStore, listing_actions
+from zarrbuf.stores import TrajectoryStore
 from zarrbuf.trajectory import decode_trajectory
 from zarrbuf.trajectory_archive import TrajectoryArchive
 from zarrbuf.views import View

@@ -68,15 +68,13 @@ class SparseObject:
         blocks = np.stack(
             [ranges[:, 0] // BLOCK_BYTES, -(-ranges[:, 1] // BLOCK_BYTES)], axis=1
         )
-        pairs = blocks.tolist()
-        wanted = [
-            number
-            for number, (first, stop) in enumerate(pairs)
-            if not self._blocks[first:stop].all()
-        ]
+        wanted = [np.zeros(0, np.int64)]
+        for first, stop in blocks.tolist():
+            wanted.append(np.flatnonzero(~self._blocks[first:stop]) + first)
+        starts = np.concatenate(wanted) * BLOCK_BYTES
         return np.minimum(
             merge_ranges(
-                blocks[wanted] * BLOCK_BYTES,
+                np.stack([starts, starts + BLOCK_BYTES], axis=1),
                 max_gap_bytes=max_gap_bytes,
                 max_bytes=MAX_FETCH_BYTES,
             ),

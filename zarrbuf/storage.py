@@ -40,12 +40,14 @@ class Storage(abc.ABC):
     Attributes:
         url: the root, as messages show it.
         commit_method: how exclusive creation is done, as `zarrbuf.json` records it.
+        deadline_s: seconds after which a request that gets no answer is given up.
         is_remote: whether every read is a request, so that one asks for ranges, and
             for many at once.
     """
 
     url: str
     commit_method: str
+    deadline_s: float = 60.0
     is_remote: ClassVar[bool] = False
 
     @abc.abstractmethod

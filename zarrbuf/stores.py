@@ -7,26 +7,15 @@ and `rlinf`. Knows no window, no batch and no thread.
 from __future__ import annotations
 
 import abc
-import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from zarrbuf.checkpoints import write_segments
-from zarrbuf.commits import CommitLog, open_log, open_or_create_log
 from zarrbuf.encoding import EncodedTrajectory
-from zarrbuf.errors import FormatError, NotFoundError, StorageError, ZarrbufError
-from zarrbuf.fetching import FetchCost, RemoteObject, fetch_in_steps
+from zarrbuf.fetching import FetchCost
 from zarrbuf.format import Schema, trajectory_name
-from zarrbuf.log_format import MAX_ADDS, Action
-from zarrbuf.manifest import Snapshot, schema_id
-from zarrbuf.metadata import CodecName
+from zarrbuf.manifest import schema_id
 from zarrbuf.rows import Row, Rows
-from zarrbuf.sparse import SparseObject
-from zarrbuf.storage import Storage
 from zarrbuf.table import Stretch
 from zarrbuf.trajectory import Trajectory, decode_trajectory
 from zarrbuf.trajectory_archive import TrajectoryArchive
@@ -66,30 +55,6 @@ class NewTrajectory:
 def known_name(row: Row, suffix: str = "zarr") -> str:
     """Return the name a person knows a trajectory by."""
     return trajectory_name(row.trajectory_id, row.model_weights_id, suffix)
-
-
-def check_row(row: Row, archive: TrajectoryArchive) -> None:
-    """Check that an archive is the one that a row of the manifest names.
-
-    Raises:
-        FormatError: if uuid, T, B, schema or size differ.
-    """
-    header = archive.header
-    pairs = {
-        "uuid": (header.uuid, row.uuid),
-        "T": (header.num_steps, row.num_steps),
-        "B": (header.num_envs, row.num_envs),
-        "model_weights_id": (header.model_weights_id, row.model_weights_id),
-        "max_episode_length": (header.max_episode_length, row.max_episode_length),
-        "schema": (schema_id(header.schema), row.schema),
-        "size": (len(archive.source), row.size),
-    }
-    for name, (found, expected) in pairs.items():
-        if found != expected:
-            raise FormatError(
-                f"{archive.name}: {name} is {found!r:.80} in the archive and "
-                f"{expected!r:.80} in the manifest"
-            )
 
 
 class TrajectoryStore(abc.ABC):
@@ -192,6 +157,10 @@ class TrajectoryStore(abc.ABC):
         """Return what goes on opening the rows listed now, whatever happens here."""
         return self
 
+    def is_same(self, other: TrajectoryStore) -> bool:
+        """Whether two stores list the same buffer."""
+        return self is other
+
     def refresh(self) -> None:  # noqa: B027
         """Take in what others appended."""
 
@@ -204,194 +173,3 @@ class TrajectoryStore(abc.ABC):
     def seed(self) -> int | None:
         """The seed that draws from these trajectories started with."""
         return None
-
-
-class LogStore(TrajectoryStore):
-    """Archives on a storage, listed by the commit log beside them.
-
-    Attributes:
-        storage: where it lies.
-        log: its log.
-    """
-
-    def __init__(self, log: CommitLog) -> None:
-        """Use an opened log."""
-        self.log = log
-        self.storage: Storage = log.storage
-        self._unclear_since: int | None = None
-
-    @classmethod
-    def open(cls, storage: Storage) -> LogStore:
-        """Open an existing buffer; raises NotFoundError if there is none."""
-        return cls(open_log(storage))
-
-    @classmethod
-    def open_or_create(
-        cls, storage: Storage, *, seed: int | None, codec: CodecName
-    ) -> LogStore:
-        """Open the buffer that is there, or make one."""
-        config = {"seed": seed, "codec": codec}
-        return cls(open_or_create_log(storage, config=config))
-
-    @property
-    def listed(self) -> Stretch:  # noqa: D102
-        return self.log.snapshot.table.listed
-
-    @property
-    def mark(self) -> int:  # noqa: D102
-        return self.log.snapshot.version
-
-    def after(self, listed: Stretch, mark: int) -> Stretch:  # noqa: D102
-        return rows_since(listed, mark)
-
-    @property
-    def next_trajectory_id(self) -> int:  # noqa: D102
-        return self.log.snapshot.next_trajectory_id
-
-    @property
-    def state(self) -> Mapping[str, Any] | None:  # noqa: D102
-        return self.log.snapshot.state
-
-    @property
-    def seed(self) -> int | None:  # noqa: D102
-        seed = self.log.snapshot.config.get("seed")
-        return seed if type(seed) is int else None
-
-    def refresh(self) -> None:  # noqa: D102
-        self.log.refresh()
-
-    @property
-    def is_remote(self) -> bool:  # noqa: D102
-        return self.storage.is_remote
-
-    def schema(self, row: Row) -> Schema:  # noqa: D102
-        return self.log.snapshot.schemas[row.schema]
-
-    def open_archive(self, row: Row) -> TrajectoryArchive:  # noqa: D102
-        self._check_base(row)
-        try:
-            source = self.storage.open_source(row.path)
-        except NotFoundError as exc:
-            raise NotFoundError(f"{self._name(row)} is missing") from exc
-        archive = TrajectoryArchive(source, name=self._name(row))
-        check_row(row, archive)
-        return archive
-
-    def _name(self, row: Row) -> str:
-        return f"{known_name(row)} ({self.storage.describe(row.path)})"
-
-    def open_archives(  # noqa: D102
-        self, rows: Sequence[Row], cost: FetchCost
-    ) -> list[TrajectoryArchive]:
-        if not self.storage.is_remote:
-            return super().open_archives(rows, cost)
-        remotes = [self._remote(row) for row in rows]
-        jobs = [
-            (
-                remote,
-                functools.partial(TrajectoryArchive.open_sparse, name=self._name(row)),
-            )
-            for row, remote in zip(rows, remotes, strict=True)
-        ]
-        archives = fetch_in_steps(jobs, cost)
-        for row, remote, archive in zip(rows, remotes, archives, strict=True):
-            archive.remote = remote
-            check_row(row, archive)
-        return archives
-
-    def _remote(self, row: Row) -> RemoteObject:
-        self._check_base(row)
-        data = SparseObject(row.size, name=self._name(row))
-        return RemoteObject(self.storage, row.path, data)
-
-    @staticmethod
-    def _check_base(row: Row) -> None:
-        if row.base:
-            raise FormatError(
-                f"{known_name(row)}: lies in another buffer (base {row.base}), which "
-                "this version does not read"
-            )
-
-    def append(self, items: Sequence[NewTrajectory]) -> None:  # noqa: D102
-        if self._unclear_since is None:
-            self._unclear_since = self.log.snapshot.version
-        self._write(items)
-        for start in range(0, len(items), MAX_ADDS):
-            self._commit(items[start : start + MAX_ADDS], self._unclear_since)
-        self._unclear_since = None
-
-    def _write(self, items: Sequence[NewTrajectory]) -> None:
-        names = ", ".join(known_name(item.row) for item in items)
-        try:
-            self.storage.put_all({i.row.path: i.encoded.data for i in items})
-        except ZarrbufError as exc:
-            raise StorageError(f"{names:.200} could not be saved: {exc}") from exc
-
-    def _commit(self, items: Sequence[NewTrajectory], since: int) -> None:
-        def build(now: Snapshot) -> Sequence[Action]:
-            return build_adds(now, items, since=since)
-
-        try:
-            self.log.commit(build, op="add")
-        except ZarrbufError as exc:
-            raise type(exc)(
-                f"{known_name(items[0].row)} and {len(items) - 1} more could not be "
-                f"committed: {exc}"
-            ) from exc
-
-    def remove_all(self, *, reason: str) -> None:  # noqa: D102
-        def build(now: Snapshot) -> Sequence[Action]:
-            ids = now.table.listed.trajectory_ids.tolist()
-            return [{"action": "remove", "ids": ids, "reason": reason}] if ids else []
-
-        self.log.commit(build, op=reason)
-
-
-def rows_since(listed: Stretch, version: int) -> Stretch:
-    """Return those of the rows of a log that came after a version."""
-    versions = listed.table.rows.column("version")
-    start = int(np.searchsorted(versions, version, side="right"))
-    return Stretch(
-        listed.table, min(max(listed.start, start), listed.stop), listed.stop
-    )
-
-
-def build_adds(
-    now: Snapshot, items: Sequence[NewTrajectory], *, since: int
-) -> list[Action]:
-    """Return the actions that add trajectories to a snapshot.
-
-    New ids go on from the highest so far; schemas that are not declared yet come
-    first. What is listed already, because an earlier try landed, is left out.
-
-    Args:
-        now: what stands.
-        items: the trajectories.
-        since: the version before they were tried first.
-    """
-    listed = set(rows_since(now.table.listed, since).uuids())
-    items = [item for item in items if item.row.uuid not in listed]
-    if not items:
-        return []
-    known = dict(now.schemas)
-    known.update({i.row.schema: i.encoded.header.schema for i in items})
-    actions: list[Action] = []
-    if len(known) > len(now.schemas):
-        actions.append(now.meta_action(schemas=known))
-    next_id = now.next_trajectory_id
-    for item in items:
-        next_id = max(next_id, item.row.trajectory_id)
-        row = dataclasses.replace(item.row, trajectory_id=next_id)
-        actions.append(row.to_action())
-        next_id += 1
-    return actions
-
-
-def listing_actions(added: Rows, storage: Storage) -> list[Action]:
-    """Return the actions that list rows as they are, ids included.
-
-    More than 1,000 go into segments, which are written first.
-    """
-    if len(added) > MAX_ADDS:
-        return [ref.to_action() for ref in write_segments(storage, added)]
-    return [added.row(position).to_action() for position in range(len(added))]

@@ -18,13 +18,14 @@ from zarrbuf.errors import FormatError, ZarrbufError
 from zarrbuf.format import ROOT_NAME, TRAJECTORY_DIR, trajectory_path
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.locations import StorageOptions, open_storage
+from zarrbuf.log_store import LogStore
 from zarrbuf.manifest import Snapshot
 from zarrbuf.opening import open_store
 from zarrbuf.rlinf import RlinfStore
 from zarrbuf.rlinf_index import is_rlinf_folder
 from zarrbuf.rows import UNKNOWN_SCHEMA, Row
 from zarrbuf.storage import Storage
-from zarrbuf.stores import LogStore, TrajectoryStore, known_name
+from zarrbuf.stores import TrajectoryStore, known_name
 from zarrbuf.trajectory_archive import TrajectoryArchive
 
 Progress = Callable[[int, int], None]

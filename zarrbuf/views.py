@@ -89,6 +89,15 @@ class View:
         ]
         return np.concatenate([np.zeros(0, np.int64), *found])
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether any trajectory is on an object store."""
+        return any(store.is_remote and len(listed) for store, listed in self.parts)
+
+    def newest(self, count: int) -> IntArray:
+        """Return positions of the newest trajectories, ascending, at most `count`."""
+        return self.positions[len(self.positions) - min(count, len(self.positions)) :]
+
     def _locate(self, position: int) -> tuple[TrajectoryStore, Rows, int]:
         """Return the store of a trajectory, the rows it is in, and where."""
         number, offset = self.window.locate(position)

@@ -1,0 +1,126 @@
+"""Work in a thread of its own, one piece after the other, that nobody has to wait for.
+
+A daemon: it does not keep the interpreter from ending. Knows no buffer.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any
+
+
+class BackgroundThread:
+    """Runs pieces of work in order; starts with the first one."""
+
+    def __init__(self, name: str) -> None:
+        """Start nothing yet; `name` is the thread's."""
+        self._name = name
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._work: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def _own_lock(self) -> threading.Lock:
+        """Return the lock; a forked child has a thread and a queue of its own."""
+        if self._pid != os.getpid():
+            self._start_anew()
+        return self._lock
+
+    def submit(self, work: Callable[[], Any]) -> Future[Any]:
+        """Have something done; what it returns or raises is in the future."""
+        future: Future[Any] = Future()
+        with self._own_lock():
+            self._work.put((future, work))
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=_run, args=(self._work,), name=self._name, daemon=True
+                )
+                self._thread.start()
+        return future
+
+    def close(self) -> None:
+        """Leave out what has not begun, and wait for the piece under way. Safe twice.
+
+        The next piece that is submitted starts a new thread.
+        """
+        with self._own_lock():
+            thread, work = self._thread, self._work
+            self._start_anew()
+        if thread is None:
+            return
+        with suppress(queue.Empty):
+            while True:
+                work.get_nowait()[0].cancel()
+        work.put(None)
+        thread.join()
+
+
+def _run(work: queue.SimpleQueue[Any]) -> None:
+    while (item := work.get()) is not None:
+        future, call = item
+        if not future.set_running_or_notify_cancel():
+            continue
+        try:
+            future.set_result(call())
+        except BaseException as exc:
+            future.set_exception(exc)
+        item = future = call = None  # what it holds must not live until the next one
+
+
+class Repeater:
+    """Calls something again and again in a thread of its own."""
+
+    def __init__(self, work: Callable[[], object], *, interval_s: float | None) -> None:
+        """Start to call `work` every `interval_s` seconds.
+
+        Args:
+            work: what is done; an error is for `raise_error`, and it goes on.
+            interval_s: from the end of one call to the next one; None for never.
+        """
+        self._work = work
+        self._interval_s = interval_s
+        self._error: BaseException | None = None
+        self._start()
+
+    def _start(self) -> None:
+        self._pid = os.getpid()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, name="zarrbuf-refresh", daemon=True
+        )
+        if self._interval_s is not None:
+            self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._interval_s):
+            try:
+                self._work()
+            except BaseException as exc:
+                self._error = exc
+
+    def raise_error(self) -> None:
+        """Raise what went wrong since the last call, if anything did.
+
+        In a forked child, where there is no thread yet, this starts one.
+        """
+        if self._pid != os.getpid():
+            self._start()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        """Call it no more, and wait for a call under way. Safe twice."""
+        if self._pid != os.getpid():
+            return
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()

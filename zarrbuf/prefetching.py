@@ -1,0 +1,178 @@
+"""Chunks fetched before they are asked for: of the next batches, and of the newest.
+
+The draws of the next batches follow from the generator, so a copy of it tells them; the
+generator itself stays where it is, and what a caller gets is the same without. Owns the
+thread that fetches. Nothing here changes a batch: what was not fetched in time, or not
+rightly foreseen, is fetched when it is needed.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from zarrbuf.background import BackgroundThread
+from zarrbuf.fetching import FetchCost, fetch_whole
+from zarrbuf.format import BatchField
+from zarrbuf.reader import BatchReader
+from zarrbuf.reading import Trajectories
+from zarrbuf.sampling import IntArray, Window, plan_batch
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A batch that is expected, and the fetching of its chunks."""
+
+    draws: Tensor
+    fetched: Future[Any]
+
+
+class Prefetcher:
+    """Fetches ahead from object stores. Safe between threads."""
+
+    def __init__(self, reader: BatchReader, *, depth: int, num_newest: int) -> None:
+        """Fetch nothing yet.
+
+        Args:
+            reader: keeps what is fetched.
+            depth: batches that are fetched ahead.
+            num_newest: trajectories that are fetched whole, the newest.
+        """
+        self._reader = reader
+        self._depth = depth
+        self._num_newest = num_newest
+        self._thread = BackgroundThread("zarrbuf-prefetch")
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._forget()
+
+    def _own_lock(self) -> threading.Lock:
+        """Return the lock; in a forked child what the parent had ahead is forgotten."""
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._lock = threading.Lock()
+            self._forget()
+        return self._lock
+
+    def _forget(self) -> None:
+        self._ahead: deque[_Planned] = deque()
+        self._expected: torch.Generator | None = None  # after the last one planned
+        # Window and size of the last batch.
+        self._last: tuple[Window, int] | None = None
+        self._newest_of: Window | None = None
+
+    def close(self) -> None:
+        """Fetch no more, until the next batch is drawn. Safe twice."""
+        with self._own_lock():
+            self._forget()
+        self._thread.close()
+
+    def wait_for(self, draws: Tensor, window: Window) -> None:
+        """Wait until the chunks of a batch are here, if they are on their way.
+
+        Args:
+            draws: int64 [n], the samples drawn now.
+            window: those of `plan_next` are expected for the same one.
+        """
+        with self._own_lock():
+            last = self._last
+            if (
+                last is None
+                or last[0] is not window
+                or not self._ahead
+                or not self._ahead[0].draws.equal(draws)
+            ):
+                self._drop_plans()
+                return
+            planned = self._ahead.popleft()
+        # What failed will fail again where it is needed, and be raised there.
+        with suppress(Exception):
+            planned.fetched.result()
+
+    def _drop_plans(self) -> None:
+        for planned in self._ahead:
+            planned.fetched.cancel()
+        self._ahead.clear()
+        self._expected = None
+
+    def plan_next(
+        self,
+        generator: torch.Generator,
+        count: int,
+        fields: Sequence[BatchField],
+        trajectories: Trajectories,
+        *,
+        batch_bytes: int,
+    ) -> None:
+        """Have the chunks of the next batches fetched, after two of one size.
+
+        Args:
+            generator: where it stands after the batch that was drawn now.
+            count: samples of that batch.
+            fields: of batches.
+            trajectories: drawn from.
+            batch_bytes: what the chunks of that batch took; ahead is fetched what has
+                room among what is kept.
+        """
+        with self._own_lock():
+            depth = self._depth_for(trajectories.window, count, batch_bytes)
+            if not depth:
+                self._drop_plans()
+                return
+            if self._expected is None:
+                self._expected = torch.Generator()
+                self._expected.set_state(generator.get_state())
+            total = trajectories.window.total_samples
+            while len(self._ahead) < depth:
+                draws = torch.randint(0, total, (count,), generator=self._expected)
+                plan = plan_batch(draws.numpy(), trajectories.window)
+                fetching = functools.partial(
+                    self._reader.fetch_batch, plan, fields, trajectories
+                )
+                self._ahead.append(_Planned(draws, self._thread.submit(fetching)))
+
+    def _depth_for(self, window: Window, count: int, batch_bytes: int) -> int:
+        """Return how many batches are fetched ahead now."""
+        before, self._last = self._last, (window, count)
+        if before is None or before[0] is not window or before[1] != count:
+            return 0
+        room = self._reader.archives.max_bytes // 2
+        return min(self._depth, room // max(1, batch_bytes))
+
+    def fetch_newest(
+        self, trajectories: Trajectories, newest: Callable[[int], IntArray]
+    ) -> None:
+        """Have the newest trajectories fetched whole, once for each window.
+
+        Args:
+            trajectories: drawn from.
+            newest: gives the positions of so many, ascending.
+        """
+        with self._own_lock():
+            if self._newest_of is trajectories.window or not self._num_newest:
+                return
+            self._newest_of = trajectories.window
+        positions = newest(self._num_newest)
+        self._thread.submit(lambda: self._fetch_whole(positions, trajectories))
+
+    def _fetch_whole(self, positions: IntArray, trajectories: Trajectories) -> None:
+        cost = FetchCost()
+        archives = list(trajectories.archives(positions, cost))
+        room = self._reader.archives.max_bytes // 2
+        for archive in reversed(archives):
+            room -= archive.open_bytes + len(archive.source)
+            if archive.remote is None or room < 0:
+                continue
+            fetch_whole([archive.remote], cost)
+            self._reader.archives.weigh([archive])
