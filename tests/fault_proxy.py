@@ -9,6 +9,7 @@ times. `GET /_log` tells what was asked for, `DELETE /_log` forgets it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import sys
 from typing import Any
@@ -23,6 +24,7 @@ BODIES = {
     403: "AccessDenied",
     400: "ExpiredToken",
 }
+NO_LOCK = contextlib.nullcontext()
 HOP = {"transfer-encoding", "connection", "content-encoding", "keep-alive", "server"}
 
 
@@ -41,6 +43,7 @@ class Proxy:
         self.rules: list[dict[str, Any]] = []
         self.log: list[dict[str, Any]] = []
         self.draw = random.Random(7)
+        self.turns: dict[str, asyncio.Lock] = {}
         self.session: aiohttp.ClientSession | None = None
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
@@ -63,17 +66,34 @@ class Proxy:
         headers = dict(request.headers)
         if rule == "ignore-condition":
             headers.pop("If-None-Match", None)
-        status, found, data = await self.hand_on(request, headers, body)
+        # The server looks whether the key is there, and writes it some milliseconds
+        # later: of two writers at once both would be told that they were first.
+        key = request.path if "If-None-Match" in headers else ""
+        async with self.turns.setdefault(key, asyncio.Lock()) if key else NO_LOCK:
+            status, found, data = await self.hand_on(request, headers, body)
         entry["received"] = len(data)
         if rule == "lost":
             assert request.transport is not None
             request.transport.close()
-        if rule == "cut":
+        if rule == "short":  # a whole answer, of half the bytes
             data = data[: len(data) // 2]
+        if rule == "cut":  # half an answer
+            return await self.cut(request, status, found, data)
         if rule == "ignore-range" and request.headers.get("Range"):
             headers.pop("Range")
             status, found, data = await self.hand_on(request, headers, b"")
         return web.Response(status=status, headers=found, body=data)
+
+    async def cut(
+        self, request: web.Request, status: int, headers: dict[str, str], data: bytes
+    ) -> web.StreamResponse:
+        headers["Content-Length"] = str(len(data))
+        answer = web.StreamResponse(status=status, headers=headers)
+        await answer.prepare(request)
+        await answer.write(data[: len(data) // 2])
+        assert request.transport is not None
+        request.transport.close()
+        return answer
 
     async def hand_on(
         self, request: web.Request, headers: dict[str, str], body: bytes

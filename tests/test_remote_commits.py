@@ -48,7 +48,7 @@ FAULTS: tuple[dict[str, Any], ...] = (
     {"method": "GET", "part": "manifest/", "fault": "503", "share": 0.03},
     {"method": "GET", "part": "manifest/", "fault": "reset", "share": 0.02},
     {"method": "GET", "part": "manifest/", "fault": "lost", "share": 0.02},
-    {"method": "GET", "part": "manifest/", "fault": "cut", "share": 0.0},
+    {"method": "GET", "part": "manifest/", "fault": "cut", "share": 0.02},
 )
 
 
