@@ -16,6 +16,7 @@ from benchmarks import (
     frames,
     memory,
     preload,
+    remote,
     scale,
     states,
     tables,
@@ -32,6 +33,7 @@ PARTS: Final[Mapping[str, tuple[str, Part]]] = {
     "cold": ("Cold page cache", cold.run),
     "memory": ("Memory", memory.run),
     "preload": ("A consumer of batches", preload.run),
+    "remote": ("An object store", remote.run),
     "scale": ("A million trajectories", scale.run),
 }
 

@@ -112,7 +112,14 @@ class ObjectStorage(Storage):
             if size is not None and size < stop:
                 raise short_object(self.describe(name), size, stop)
 
+    def _check_writable(self, name: str) -> None:
+        if self._client.protocol in ("http", "https"):
+            raise StorageError(
+                f"cannot write {self.describe(name)}: web servers are only read"
+            )
+
     def create(self, name: str, data: bytes) -> Outcome:  # noqa: D102
+        self._check_writable(name)
         if self._is_single:
             if self.read_existing([name])[0] is not None:
                 return Outcome.EXISTS
@@ -146,6 +153,8 @@ class ObjectStorage(Storage):
         self.put_all({name: data})
 
     def put_all(self, objects: Mapping[str, bytes]) -> None:  # noqa: D102
+        for name in objects:
+            self._check_writable(name)
         # The names are new, so that writing one twice is writing the same.
         requests = [
             Request("write", self._path(name), data=data)
@@ -177,6 +186,7 @@ class ObjectStorage(Storage):
         return True
 
     def delete(self, name: str) -> None:  # noqa: D102
+        self._check_writable(name)
         done = self._one("delete", name)
         if isinstance(done, RequestError) and done.fault is not Fault.MISSING:
             self._raise(done, "delete", name)

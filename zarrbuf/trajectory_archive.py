@@ -37,8 +37,9 @@ from zarrbuf.zipindex import directory_start, parse_zip
 
 IntArray = npt.NDArray[np.int64]
 
-TAIL_BYTES: Final = 64 << 10
-"""Read first: directory, metadata, and of most trajectories all small fields."""
+TAIL_BYTES: Final = 96 << 10
+"""Read first: directory, metadata, and of most trajectories all small fields and the
+chunk index of the last big one."""
 _OBJECT_BYTES: Final = 20_000
 """Measured with tracemalloc: an opened archive of 10 arrays, without indexes."""
 
