@@ -7,6 +7,7 @@ batches, the writer saves in the background.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 from zarrbuf.arguments import check_interval, check_whole_number
 from zarrbuf.background import Repeater
 from zarrbuf.contents import Contents
+from zarrbuf.disk_cache import DiskCache
 from zarrbuf.draws import Draws
-from zarrbuf.encoding import encode_trajectory, flatten_encoded
+from zarrbuf.encoding import encode_trajectory
 from zarrbuf.format import new_uuid
 from zarrbuf.locations import Location, StorageOptions, open_storage
 from zarrbuf.memory import BatchMemory, can_pin
@@ -29,16 +31,15 @@ from zarrbuf.opening import (
 )
 from zarrbuf.prefetching import Prefetcher
 from zarrbuf.reader import BatchReader
-from zarrbuf.rlinf_index import index_entry
+from zarrbuf.rlinf_names import RlinfNames
 from zarrbuf.sampler import Sampler
 from zarrbuf.sampling import partition
 from zarrbuf.saving import save_view
 from zarrbuf.stores import TrajectoryStore
-from zarrbuf.trajectory import Trajectory, decode_trajectory, nest
 from zarrbuf.workers import Workers, default_num_threads
 
 
-class TrajectoryReplayBuffer:
+class TrajectoryReplayBuffer(RlinfNames):
     """A replay buffer of trajectories on disk, sampled without loading whole files.
 
     A drop-in for RLinf's class of the same name. Trajectories have shape
@@ -61,6 +62,8 @@ class TrajectoryReplayBuffer:
         num_threads: int | None = None,
         pin_memory: bool = False,
         storage_options: StorageOptions | None = None,
+        cache_dir: Location | None = None,
+        cache_dir_bytes: int = 10 << 30,
         prefetch_batches: int = 2,
         refresh_interval_s: float | None = None,
     ) -> None:
@@ -90,6 +93,10 @@ class TrajectoryReplayBuffer:
                 CUDA device; without one there is no effect, as in torch's DataLoader.
             storage_options: for URLs here, in `load_checkpoint` and `save_checkpoint`;
                 see `zarrbuf.locations.open_storage`.
+            cache_dir: local directory where what is fetched from object stores is kept,
+                for this run and the next ones, and for other processes; it may be
+                deleted at any time. None to keep it in memory alone.
+            cache_dir_bytes: room that it may take on disk.
             prefetch_batches: batches whose chunks are fetched from object stores before
                 they are drawn, once two of one size were. It changes no draw.
             refresh_interval_s: seconds between looks for what other processes appended,
@@ -110,7 +117,11 @@ class TrajectoryReplayBuffer:
         )
         self._seed = seed
         self._draws = Draws(seed)
-        self._options = storage_options
+        cache_dir_bytes = check_whole_number("cache_dir_bytes", cache_dir_bytes)
+        cache = cache_dir and DiskCache(cache_dir, max_bytes=cache_dir_bytes)
+        self._open_storage = functools.partial(
+            open_storage, options=storage_options, range_cache=cache or None
+        )
         cache_size = check_whole_number("cache_size", cache_size)
         cache_bytes = check_whole_number("cache_bytes", cache_bytes)
         window_size = check_whole_number("sample_window_size", sample_window_size)
@@ -142,7 +153,7 @@ class TrajectoryReplayBuffer:
 
     def _own_store(self, path: Location) -> TrajectoryStore:
         return open_or_create_store(
-            open_storage(path if os.fspath(path) else default_path(), self._options),
+            self._open_storage(path if os.fspath(path) else default_path()),
             trajectory_format=self._format,
             seed=self._seed,
             codec=self._codec,
@@ -273,46 +284,6 @@ class TrajectoryReplayBuffer:
 
     sample_chunks = sample
 
-    # --- single trajectories ----------------------------------------------------
-
-    def load_trajectory(self, trajectory_id: int) -> Trajectory:
-        """Read one whole trajectory that the buffer lists, window or not.
-
-        Raises:
-            TrajectoryNotFoundError: if the buffer lists no such id.
-            FormatError: if it is damaged.
-        """
-        return decode_trajectory(self._contents.archive(trajectory_id))
-
-    def _load_trajectory(
-        self, trajectory_id: int, model_weights_id: str | None = None
-    ) -> Trajectory:
-        return self.load_trajectory(trajectory_id)
-
-    @staticmethod
-    def flatten_trajectory(trajectory: Any) -> dict[str, Any]:
-        """Return the transitions of a trajectory as a batch.
-
-        Returns:
-            Nested dict of tensors `[T * B, ...]`; row `t * B + b` is environment b at
-            step t, extra rows trimmed.
-        """
-        return nest(flatten_encoded(trajectory))
-
-    _flatten_trajectory = flatten_trajectory
-
-    @property
-    def _trajectory_id_list(self) -> list[int]:
-        return self._contents.trajectory_ids
-
-    @property
-    def _trajectory_counter(self) -> int:
-        return self._contents.next_trajectory_id
-
-    @property
-    def _trajectory_index(self) -> dict[int, dict[str, Any]]:
-        return {row.trajectory_id: index_entry(row) for row in self._contents.rows()}
-
     # --- checkpoints ------------------------------------------------------------
 
     def save_checkpoint(self, path: Location) -> None:
@@ -320,7 +291,7 @@ class TrajectoryReplayBuffer:
 
         In the buffer's own format; raises what `zarrbuf.saving.save_view` does.
         """
-        storage = open_storage(path, self._options)
+        storage = self._open_storage(path)
         with self._contents.saved_view() as (view, own):
             save_view(
                 view,
@@ -364,7 +335,7 @@ class TrajectoryReplayBuffer:
         if not is_distributed:
             local_rank, world_size = 0, 1
         partition(0, local_rank, world_size)  # refuses a rank before all else
-        store = open_store(load_path, self._options)
+        store = open_store(self._open_storage(load_path))
         self._draws.carry_on(store, where=os.fspath(load_path))
         self._contents.load(store, rank=local_rank, world_size=world_size)
 

@@ -106,7 +106,7 @@ def convert(
     """
     check_format("to", to)
     known_codec = check_codec(codec)
-    store = open_store(source, storage_options)
+    store = open_store(open_storage(source, storage_options))
     storage = open_storage(destination, storage_options)
     if to != "zarr" and not isinstance(storage, LocalStorage):
         raise InvalidInputError(

@@ -39,6 +39,21 @@ class RemoteObject:
     path: str
     data: SparseObject
 
+    def fill_from_cache(self, ranges: IntArray) -> None:
+        """Take in what is kept on disk of some ranges."""
+        cache = self.storage.range_cache
+        if cache is None:
+            return
+        for start, stop in self.data.missing(ranges, max_gap_bytes=0).tolist():
+            data = cache.read(self.key, start, stop)
+            if data is not None:
+                self.data.fill(start, data)
+
+    @property
+    def key(self) -> str:
+        """What names the object; archives never change."""
+        return f"{self.storage.describe(self.path)} {self.data.num_bytes}"
+
 
 @dataclass
 class FetchCost:
@@ -79,6 +94,7 @@ def fetch(
     by_storage: dict[Storage, list[tuple[RemoteObject, Range]]] = {}
     for remote, parts in of_objects.items():
         ranges = np.concatenate(parts)
+        remote.fill_from_cache(ranges)
         missing = remote.data.missing(ranges, max_gap_bytes=max_gap_bytes)
         for start, stop in missing.tolist():
             asked = by_storage.setdefault(remote.storage, [])
@@ -88,6 +104,9 @@ def fetch(
         answers = storage.read_ranges([one for _, one in pairs])
         for (remote, one), data in zip(pairs, answers, strict=True):
             remote.data.fill(one.start, data)
+        if storage.range_cache is not None:
+            kept = zip(pairs, answers, strict=True)
+            storage.range_cache.write((r.key, one.start, d) for (r, one), d in kept)
         cost.requests += len(pairs)
         cost.num_bytes += sum(map(len, answers))
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
+from zarrbuf.disk_cache import DiskCache
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.object_client import PROTOCOLS, ObjectClient
@@ -23,7 +24,12 @@ DEADLINE_S: Final = 60.0
 """Seconds after which a request to a store is given up, if nobody says otherwise."""
 
 
-def open_storage(path: Location, options: StorageOptions | None = None) -> Storage:
+def open_storage(
+    path: Location,
+    options: StorageOptions | None = None,
+    *,
+    range_cache: DiskCache | None = None,
+) -> Storage:
     """Return the storage that a path names. Asks nothing of it yet.
 
     Args:
@@ -33,6 +39,7 @@ def open_storage(path: Location, options: StorageOptions | None = None) -> Stora
             `region`; `client` ("s3fs" or "obstore"), `deadline_s`, `commit` ("single"
             for a store without exclusive creation and one writer); whatever else the
             client's file system knows.
+        range_cache: where what is fetched of an object store is kept.
 
     Raises:
         InvalidInputError: for an empty path, a chained URL, another scheme, or a client
@@ -54,7 +61,9 @@ def open_storage(path: Location, options: StorageOptions | None = None) -> Stora
             f"path {text!r} has scheme {scheme!r}; allowed are local paths, file://, "
             + ", ".join(f"{name}://" for name in PROTOCOLS)
         )
-    return _open_objects(text, scheme, dict(options or {}))
+    storage = _open_objects(text, scheme, dict(options or {}))
+    storage.range_cache = range_cache
+    return storage
 
 
 def _checked_text(path: Location) -> str:

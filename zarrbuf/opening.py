@@ -13,7 +13,7 @@ from typing import Final
 from zarrbuf.errors import InvalidInputError, NotFoundError
 from zarrbuf.format import ROOT_NAME
 from zarrbuf.local_storage import LocalStorage
-from zarrbuf.locations import Location, StorageOptions, open_storage
+from zarrbuf.locations import Location, open_storage
 from zarrbuf.log_store import LogStore
 from zarrbuf.metadata import CodecName
 from zarrbuf.rlinf import RlinfStore
@@ -57,20 +57,14 @@ def default_path() -> str:
     return path
 
 
-def open_store(
-    path: Location, options: StorageOptions | None = None
-) -> TrajectoryStore:
-    """Open the buffer or RLinf folder at a path, whichever it is.
-
-    Args:
-        path: where it lies.
-        options: storage options, see `locations.open_storage`.
+def open_store(place: Location | Storage) -> TrajectoryStore:
+    """Open the buffer or RLinf folder at a path or on a storage, whichever it is.
 
     Raises:
         NotFoundError: if neither is there.
         FormatError: if it is damaged.
     """
-    storage = open_storage(path, options)
+    storage = place if isinstance(place, Storage) else open_storage(place)
     if isinstance(storage, LocalStorage) and is_rlinf_folder(storage.root):
         return RlinfStore.open(storage.root)
     if isinstance(storage, LocalStorage) and not storage.exists(ROOT_NAME):

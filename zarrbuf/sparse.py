@@ -1,7 +1,8 @@
 """Objects of which only some bytes are there: in memory of their full size.
 
 Addresses stay what they are in the object, so that whatever reads a mapped file reads
-these too. Memory is taken only by pages that were filled. Pure; knows no storage.
+these too. Memory is taken only by pages that were filled. What is there is remembered
+in blocks. Pure; knows no storage.
 """
 
 from __future__ import annotations
@@ -13,13 +14,12 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from zarrbuf.disk_cache import BLOCK_BYTES
 from zarrbuf.errors import FormatError
 from zarrbuf.ranges import merge_ranges
 
 IntArray = npt.NDArray[np.int64]
 
-BLOCK_BYTES: Final = 512
-"""What is there is remembered in blocks; so much more may be fetched on either side."""
 MAX_FETCH_BYTES: Final = 8 << 20
 """More than that is fetched in pieces, at once."""
 

@@ -12,6 +12,7 @@ import enum
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
+from zarrbuf.disk_cache import DiskCache
 from zarrbuf.errors import FormatError, InvalidInputError, NotFoundError, StorageError
 
 
@@ -41,6 +42,7 @@ class Storage(abc.ABC):
         url: the root, as messages show it.
         commit_method: how exclusive creation is done, as `zarrbuf.json` records it.
         deadline_s: seconds after which a request that gets no answer is given up.
+        range_cache: where ranges of objects are kept that were fetched, if anywhere.
         is_remote: whether every read is a request, so that one asks for ranges, and
             for many at once.
     """
@@ -48,6 +50,7 @@ class Storage(abc.ABC):
     url: str
     commit_method: str
     deadline_s: float = 60.0
+    range_cache: DiskCache | None = None
     is_remote: ClassVar[bool] = False
 
     @abc.abstractmethod

@@ -90,7 +90,7 @@ def verify(
         return _verify_folder(os.fspath(path), storage, progress)
     storage_root = storage.list_names("")
     if ROOT_NAME not in storage_root:
-        open_store(path, storage_options)  # says what is not there
+        open_store(storage)  # says what is not there
     result = Verification(os.fspath(path), "zarr")
     log = _verify_log(storage, result)
     if log is not None:
