@@ -139,7 +139,8 @@ def fill(arguments: tuple[str, int, int]) -> int:
         cache.write([(name, 0, data)])
         found = cache.read(name, 0, 20_480)
         wrong += found is not None and found != data
-        wrong += room_of(Path(folder)) > most
+        with cache._locked():  # else files come and go while they are counted
+            wrong += room_of(Path(folder)) > most
     return wrong
 
 
