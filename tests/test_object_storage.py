@@ -283,6 +283,11 @@ def test_other_options_are_refused_by_name(options: dict[str, Any], rule: str) -
         open_storage("s3://bucket/x", options)
 
 
+def test_options_of_stores_are_refused_for_web_servers() -> None:
+    with pytest.raises(InvalidInputError, match="key, secret are not for https://"):
+        open_storage("https://host/x", {"secret": "x", "key": "y"})
+
+
 def test_a_client_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InvalidInputError, match=r"pip install 'zarrbuf\[s3\]'"):

@@ -20,6 +20,7 @@ from zarrbuf.storage import Storage
 
 Location = str | os.PathLike[str]
 StorageOptions = Mapping[str, Any]
+_STORE_OPTIONS: Final = {"endpoint_url", "key", "secret", "token", "region", "anon"}
 DEADLINE_S: Final = 60.0
 """Seconds after which a request to a store is given up, if nobody says otherwise."""
 
@@ -89,6 +90,9 @@ def _open_objects(text: str, scheme: str, options: dict[str, Any]) -> ObjectStor
         raise InvalidInputError(
             f"path {text!r} is not allowed: {scheme}://bucket/folder is needed"
         )
+    if scheme in ("http", "https") and _STORE_OPTIONS & set(options):
+        names = ", ".join(sorted(_STORE_OPTIONS & set(options)))
+        raise InvalidInputError(f"storage options {names} are not for {scheme}://")
     client = options.pop("client", None)
     commit = options.pop("commit", None)
     if commit not in (None, "single"):

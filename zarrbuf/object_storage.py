@@ -16,6 +16,7 @@ from zarrbuf.storage import Outcome, Range, Storage, checked_name, short_object
 
 _COMMIT_METHODS: Final = {"s3": "if-none-match", "gs": "generation", "memory": "lock"}
 _SHORT_TRIES: Final = 3
+_MIN_SECRET: Final = 6
 
 
 class ObjectStorage(Storage):
@@ -46,7 +47,8 @@ class ObjectStorage(Storage):
         self._client = client
         self.deadline_s = client.deadline_s
         self._root = root.rstrip("/")
-        self._secrets = [secret for secret in secrets if secret]
+        # What is shorter is no secret, and stands in many words.
+        self._secrets = [secret for secret in secrets if len(secret) >= _MIN_SECRET]
         self._is_single = is_single
         method = _COMMIT_METHODS.get(client.protocol, "single")
         self.commit_method = "single" if is_single else method
