@@ -36,7 +36,9 @@ def eventually(condition: Callable[[], object]) -> None:
 
 def idle(buffer: TrajectoryReplayBuffer) -> None:
     """Wait until nothing is fetched ahead any more."""
-    buffer._prefetcher._thread.submit(lambda: None).result()
+    prefetcher = buffer._prefetcher
+    for thread in (prefetcher._thread, prefetcher._newest_thread):
+        thread.submit(lambda: None).result()
 
 
 # The next batches.
@@ -244,11 +246,11 @@ def test_an_error_while_looking_reaches_the_next_batch() -> None:
     with loaded(url, refresh_interval_s=0.01) as learner:
         storage = open_storage(url)
         storage.put("manifest/00000000000000000003.json", b"damaged")
-        eventually(lambda: learner._refreshing._error is not None)
+        eventually(lambda: learner._refreshing.has_failed)
         with pytest.raises(FormatError, match=r"00003\.json"):
             learner.sample(1)
         storage.delete("manifest/00000000000000000003.json")
-        eventually(lambda: learner._refreshing._error is None)
+        eventually(lambda: not learner._refreshing.has_failed)
 
 
 @pytest.mark.parametrize("value", [0, -1, "1", True, float("nan"), 1e10])
@@ -290,20 +292,29 @@ def test_forked_children_fetch_ahead_and_follow_on_their_own() -> None:
             for _ in range(4):
                 buffer.sample(9)
             idle(buffer)
-            os._exit(0 if buffer._refreshing._thread.is_alive() else 1)
+            os._exit(0 if buffer._refreshing.is_running else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_repeater_stops_when_it_is_closed() -> None:
     calls: list[int] = []
-    repeater = Repeater(lambda: calls.append(1), interval_s=0.001)
+
+    class Caller:
+        def call(self) -> None:
+            calls.append(1)
+
+    caller = Caller()
+    repeater = Repeater(caller.call, interval_s=0.001)
     eventually(lambda: len(calls) > 3)
     repeater.close()
     count = len(calls)
     time.sleep(0.02)
     assert len(calls) == count
     repeater.close()
-    never = Repeater(lambda: calls.append(1), interval_s=None)
+    never = Repeater(caller.call, interval_s=None)
     never.raise_error()
     never.close()
     assert len(calls) == count
+    dropped = Repeater(caller.call, interval_s=0.001)
+    del caller
+    eventually(lambda: not dropped.is_running)

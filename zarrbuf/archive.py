@@ -264,10 +264,9 @@ class Archive:
         At the end of the member, if the member is as large as the metadata says;
         opening the shard finds out whether it is.
         """
-        found = self.member_range(field)
+        start, stop = self.member_range(field)[0].tolist()
         num_bytes = index_bytes(self.arrays[field].grid.num_chunks)
-        found[:, 0] = np.maximum(found[:, 0], found[:, 1] - num_bytes)
-        return found
+        return np.array([[max(start, stop - num_bytes), stop]])
 
     def chunk_ranges(self, field: str) -> IntArray:
         """Return `shard(field).ranges`: int64 [num_chunks, 2], start and stop."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import weakref
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -44,6 +46,9 @@ class BackgroundThread:
                     target=_run, args=(self._work,), name=self._name, daemon=True
                 )
                 self._thread.start()
+                # Whoever drops this without closing it leaves no thread behind.
+                ending = weakref.finalize(self, self._work.put, None)
+                ending.atexit = False
         return future
 
     def close(self) -> None:
@@ -76,35 +81,41 @@ def _run(work: queue.SimpleQueue[Any]) -> None:
 
 
 class Repeater:
-    """Calls something again and again in a thread of its own."""
+    """Calls a method again and again in a thread of its own, while its object lives."""
 
     def __init__(self, work: Callable[[], object], *, interval_s: float | None) -> None:
         """Start to call `work` every `interval_s` seconds.
 
         Args:
-            work: what is done; an error is for `raise_error`, and it goes on.
+            work: a method; an error is for `raise_error`, and it goes on.
             interval_s: from the end of one call to the next one; None for never.
         """
-        self._work = work
+        self._work = weakref.WeakMethod(work)
         self._interval_s = interval_s
-        self._error: BaseException | None = None
+        self._errors: deque[BaseException] = deque(maxlen=1)
         self._start()
 
     def _start(self) -> None:
         self._pid = os.getpid()
         self._stopped = threading.Event()
+        if self._interval_s is None:
+            self._thread = None
+            return
+        arguments = (self._work, self._interval_s, self._stopped, self._errors)
         self._thread = threading.Thread(
-            target=self._run, name="zarrbuf-refresh", daemon=True
+            target=_repeat, args=arguments, name="zarrbuf-refresh", daemon=True
         )
-        if self._interval_s is not None:
-            self._thread.start()
+        self._thread.start()
 
-    def _run(self) -> None:
-        while not self._stopped.wait(self._interval_s):
-            try:
-                self._work()
-            except BaseException as exc:
-                self._error = exc
+    @property
+    def has_failed(self) -> bool:
+        """Whether there is an error to raise."""
+        return bool(self._errors)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether this process has a thread that calls."""
+        return self._thread is not None and self._thread.is_alive()
 
     def raise_error(self) -> None:
         """Raise what went wrong since the last call, if anything did.
@@ -112,9 +123,10 @@ class Repeater:
         In a forked child, where there is no thread yet, this starts one.
         """
         if self._pid != os.getpid():
+            self._errors.clear()
             self._start()
-        error, self._error = self._error, None
-        if error is not None:
+        with suppress(IndexError):
+            error = self._errors.pop()
             raise error
 
     def close(self) -> None:
@@ -122,5 +134,22 @@ class Repeater:
         if self._pid != os.getpid():
             return
         self._stopped.set()
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join()
+
+
+def _repeat(
+    method: weakref.WeakMethod[Any],
+    interval_s: float,
+    stopped: threading.Event,
+    errors: deque[BaseException],
+) -> None:
+    while not stopped.wait(interval_s):
+        work = method()
+        if work is None:
+            return
+        try:
+            work()
+        except BaseException as exc:
+            errors.append(exc)
+        work = None  # it must not keep its object alive

@@ -145,7 +145,7 @@ class TrajectoryReplayBuffer(RlinfNames):
             window_size=window_size,
             max_queue_bytes=max_queue_bytes,
         )
-        self._refreshing = Repeater(self._contents.refresh, interval_s=interval_s)
+        self._refreshing = Repeater(self._contents.look, interval_s=interval_s)
 
     def manual_seed(self, seed: int | None) -> None:
         """Start the draws anew from a seed; None for a random one."""

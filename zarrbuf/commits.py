@@ -275,6 +275,8 @@ class CommitLog:
                 if failure is not None and not is_unclear:
                     raise failure from None
             except StorageError:
+                if failure is not None and not is_unclear:
+                    raise failure from None
                 is_unclear = True
             if time.monotonic() > deadline:
                 raise CommitUnknownError(
@@ -356,14 +358,28 @@ def create_log(storage: Storage, *, build: Build, op: str = "create") -> CommitL
     Raises:
         ConflictError: if a buffer is there already.
     """
+    storage.check_create()
     root = encode_root(storage)
-    # Its uuid tells a root of ours, whose answer was lost, from somebody else's.
-    outcome = storage.create(ROOT_NAME, root)
-    if outcome is not Outcome.CREATED and storage.read(ROOT_NAME) != root:
-        raise ConflictError(f"{storage.url} holds a buffer already; open it instead")
+    _create_root(storage, root)
     log = CommitLog(storage, root)
     log.commit(build, op=op)
     return log
+
+
+def _create_root(storage: Storage, root: bytes) -> None:
+    """Create `zarrbuf.json`; its uuid tells one of ours from somebody else's."""
+    deadline = time.monotonic() + storage.deadline_s
+    while storage.create(ROOT_NAME, root) is not Outcome.CREATED:
+        there = storage.read_existing([ROOT_NAME])[0]
+        if there == root:
+            return  # an answer was lost
+        if there is not None:
+            raise ConflictError(
+                f"{storage.url} holds a buffer already; open it instead"
+            )
+        if time.monotonic() > deadline:
+            raise StorageError(f"{storage.describe(ROOT_NAME)} could not be created")
+        time.sleep(random.uniform(0.01, 0.1))
 
 
 def open_or_create_log(storage: Storage, *, config: Mapping[str, Any]) -> CommitLog:

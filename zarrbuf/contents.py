@@ -228,8 +228,12 @@ class Contents:
             yield View.of(parts, sample_window_size=self._window_size), self._store
 
     def refresh(self) -> None:
-        """Take in what others appended to the store."""
+        """Take in what others appended, after what is queued here is saved."""
         self.writer.flush()
+        self.look()
+
+    def look(self) -> None:
+        """Take in what others appended; errors of the writer stay for its callers."""
         with self._store_lock:
             self._store.refresh()
             if self._followed is not None:
@@ -266,11 +270,11 @@ class Contents:
         with self._lock:
             if isinstance(self._store, MemoryStore):
                 self._store.remove_all(reason="load")
-            self._mark = self._store.mark
+            is_same = store.is_same(self._store)
+            # Of the buffer that is saved to, what came later is listed as its own.
+            self._mark = store.mark if is_same else self._store.mark
             self._loaded = (store, listed)
-            # Rows of the buffer that is saved to would be listed twice.
-            is_apart = world_size == 1 and not store.is_same(self._store)
-            self._followed = store if is_apart else None
+            self._followed = store if world_size == 1 and not is_same else None
             self._store_size = len(self._store.listed)
             self.num_ever = len(listed)
             self.next_trajectory_id = highest + 1

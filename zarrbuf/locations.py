@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from zarrbuf.disk_cache import DiskCache
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.object_client import PROTOCOLS, ObjectClient
-from zarrbuf.object_options import SECRET_NAMES
+from zarrbuf.object_options import secrets_of
 from zarrbuf.object_storage import ObjectStorage
 from zarrbuf.storage import Storage
 
@@ -47,6 +47,7 @@ def open_storage(
             that is not installed.
     """
     text = _checked_text(path)
+    shown = _without_credentials(text)
     scheme = text.partition("://")[0] if "://" in text else ""
     if scheme == "":
         return LocalStorage(text)
@@ -59,7 +60,7 @@ def open_storage(
         return LocalStorage(unquote(local))
     if scheme not in PROTOCOLS:
         raise InvalidInputError(
-            f"path {text!r} has scheme {scheme!r}; allowed are local paths, file://, "
+            f"path {shown!r} has scheme {scheme!r}; allowed are local paths, file://, "
             + ", ".join(f"{name}://" for name in PROTOCOLS)
         )
     storage = _open_objects(text, scheme, dict(options or {}))
@@ -74,19 +75,28 @@ def _checked_text(path: Location) -> str:
     if not isinstance(text, str) or not text or "\0" in unquote(text):
         raise InvalidInputError(f"path {text!r} is not allowed: a name is needed")
     if "::" in text:
-        raise InvalidInputError(f"path {text!r} is not allowed: URLs are not chained")
+        shown = _without_credentials(text)
+        raise InvalidInputError(f"path {shown!r} is not allowed: URLs are not chained")
     return text
 
 
 def _open_objects(text: str, scheme: str, options: dict[str, Any]) -> ObjectStorage:
-    parts = urlsplit(text)
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        shown = f"{scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    shown = _without_credentials(text)
+    parts = _split(text)
+    host, _, port = parts.netloc.partition(":")
+    # A secret may hold a "/": then what stands before it looks like a host and a port.
+    is_odd = port and (scheme not in ("http", "https") or not port.isdecimal())
+    if "@" in parts.netloc or is_odd or parts.query or parts.fragment:
         raise InvalidInputError(
             f"path {shown!r} came with credentials, a query or a fragment; give "
             "credentials as storage options or by the environment"
         )
-    if not parts.netloc or any(part in (".", "..") for part in parts.path.split("/")):
+    if "@" in str(options.get("endpoint_url", "")):
+        raise InvalidInputError(
+            "storage option endpoint_url came with credentials; give them as key and "
+            "secret or by the environment"
+        )
+    if not host or any(part in (".", "..") for part in parts.path.split("/")):
         raise InvalidInputError(
             f"path {text!r} is not allowed: {scheme}://bucket/folder is needed"
         )
@@ -104,9 +114,24 @@ def _open_objects(text: str, scheme: str, options: dict[str, Any]) -> ObjectStor
         text,
         ObjectClient(scheme, options, client=client, deadline_s=deadline_s),
         root=_root_of(text, scheme),
-        secrets=[str(options[name]) for name in SECRET_NAMES & set(options)],
+        secrets=secrets_of(options),
         is_single=commit == "single",
     )
+
+
+def _without_credentials(text: str) -> str:
+    """Return a URL less all that stands before its last "@"."""
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return text
+    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0].partition('#')[0]}"
+
+
+def _split(text: str) -> SplitResult:
+    try:
+        return urlsplit(text)
+    except ValueError as exc:
+        raise InvalidInputError(f"path {text!r} is no URL: {exc}") from exc
 
 
 def _root_of(text: str, scheme: str) -> str:

@@ -29,6 +29,8 @@ from zarrbuf.object_options import translate_options
 
 MAX_REQUESTS: Final = 64
 """Requests under way at once; more of them gain nothing (`benchmarks.remote`)."""
+MAX_WHOLE_BYTES: Final = 16 << 20
+"""Larger objects are read by ranges, for which it is known how long they may take."""
 MIN_BYTES_PER_S: Final = 1 << 20
 """A transfer may take its deadline and, on top, as long as at this rate."""
 _TRY_S: Final = 20.0
@@ -82,7 +84,9 @@ class Request:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that go over the wire, as far as is known before."""
+        """Bytes that go over the wire; of a whole object, what it may have at most."""
+        if self.verb == "read" and self.start is None:
+            return MAX_WHOLE_BYTES
         return len(self.data) + (self.stop or 0) - (self.start or 0)
 
 
@@ -185,34 +189,47 @@ async def _run_all(
     fs: Any, requests: Sequence[Request], deadline_s: float, tries: int | None
 ) -> list[Any]:
     room = asyncio.Semaphore(MAX_REQUESTS)
-    # They share one line: the last of them may have to wait for the bytes of all.
+    # They share one line: the last of them may have to wait for all the others.
     extra_s = sum(request.num_bytes for request in requests) / MIN_BYTES_PER_S
+    extra_s += len(requests) // MAX_REQUESTS
+    deadline = time.monotonic() + deadline_s + extra_s
+    refused: list[RequestError] = []
 
     async def run(request: Request) -> Any:
         async with room:
-            return await _run_one(fs, request, deadline_s, extra_s, tries)
+            if refused:
+                return refused[0]
+            try:
+                return await _run_one(fs, request, deadline, extra_s, tries)
+            except RequestError as exc:
+                if exc.fault is Fault.REFUSED:
+                    refused.append(exc)
+                return exc
 
-    return await asyncio.gather(
-        *(run(request) for request in requests), return_exceptions=True
-    )
+    done = await asyncio.gather(*map(run, requests), return_exceptions=True)
+    return [
+        RequestError(Fault.FAILED, one)
+        if isinstance(one, BaseException) and not isinstance(one, RequestError)
+        else one
+        for one in done
+    ]
 
 
 async def _run_one(
-    fs: Any, request: Request, deadline_s: float, extra_s: float, tries: int | None
+    fs: Any, request: Request, deadline: float, extra_s: float, tries: int | None
 ) -> Any:
     """Do one request, again after failures that may pass.
 
     Args:
         fs: the file system.
         request: what is asked for.
-        deadline_s: when it is given up.
+        deadline: when it is given up, on the monotonic clock.
         extra_s: what all that is under way may take besides.
         tries: how often it is tried, None for as often as there is time.
 
     Raises:
         RequestError: if it cannot be done, or not before the deadline.
     """
-    deadline = time.monotonic() + deadline_s + extra_s
     number = 0
     while True:
         number += 1
@@ -275,7 +292,7 @@ def _checked_range(request: Request, data: bytes) -> bytes:
     if request.start is None or request.stop is None:
         return data
     num_bytes = request.stop - request.start
-    if len(data) >= request.stop > num_bytes:  # the whole object: ranges are ignored
+    if len(data) > num_bytes and len(data) >= request.stop:  # ranges are ignored
         return data[request.start : request.stop]
     if len(data) != num_bytes:
         raise _ShortAnswerError(f"{len(data)} bytes came, {num_bytes} were asked for")
@@ -307,8 +324,10 @@ _MAY_PASS: Final = (408, 409, 425, 429)
 def fault_of(exc: BaseException) -> Fault:
     """Say what became of a request that ended in an error."""
     names = {kind.__name__ for kind in type(exc).__mro__}
-    text = str(exc).lower().replace("-", "")
     status = _status_of(exc)
+    # Only of answers that say no more than a sentence: others name paths.
+    is_sentence = isinstance(exc, OSError) and exc.errno == errno.EINVAL
+    text = str(exc).lower().replace("-", "") if is_sentence else ""
     if status == 409:  # two conditions met on their way: neither may hold
         return Fault.FAILED
     if isinstance(exc, FileExistsError) or names & {"AlreadyExistsError"}:
@@ -317,11 +336,10 @@ def fault_of(exc: BaseException) -> Fault:
         return Fault.EXISTS
     if isinstance(exc, FileNotFoundError) or status == 404:
         return Fault.MISSING
-    if isinstance(exc, _ShortAnswerError) or "not satisfiable" in text:
+    is_short = isinstance(exc, _ShortAnswerError) or status == 416
+    if is_short or "not satisfiable" in text:
         return Fault.SHORT
-    if isinstance(exc, PermissionError) or names & _REFUSED:
-        return Fault.REFUSED
-    if isinstance(exc, OSError) and exc.errno == errno.EINVAL:
+    if isinstance(exc, PermissionError) or names & _REFUSED or is_sentence:
         return Fault.REFUSED
     if status is not None and 400 <= status < 500 and status not in _MAY_PASS:
         return Fault.REFUSED

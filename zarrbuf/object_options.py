@@ -5,23 +5,12 @@ Pure. Everything else is handed on as it is.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-SECRET_NAMES: Final = frozenset(
-    {
-        "key",
-        "secret",
-        "token",
-        "password",
-        "access_key_id",
-        "secret_access_key",
-        "session_token",
-        "account_key",
-        "sas_token",
-    }
-)
-"""Options whose values no message shows."""
+_SECRET: Final = re.compile("key|secret|token|password|credential|auth", re.IGNORECASE)
+"""Names of options whose values no message shows."""
 _NAMES: Final[Mapping[str, Mapping[str, str]]] = {
     "obstore": {
         "endpoint_url": "endpoint",
@@ -33,6 +22,17 @@ _NAMES: Final[Mapping[str, Mapping[str, str]]] = {
 }
 _CONNECT_S: Final = 10
 _READ_S: Final = 60
+
+
+def secrets_of(options: Mapping[str, Any]) -> list[str]:
+    """Return the values that no message may show, those of inner options too."""
+    found: list[str] = []
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            found += secrets_of(value)
+        elif _SECRET.search(name) and not isinstance(value, bool):
+            found.append(str(value))
+    return found
 
 
 def translate_options(

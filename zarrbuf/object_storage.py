@@ -17,6 +17,8 @@ from zarrbuf.storage import Outcome, Range, Storage, checked_name, short_object
 _COMMIT_METHODS: Final = {"s3": "if-none-match", "gs": "generation", "memory": "lock"}
 _SHORT_TRIES: Final = 3
 _MIN_SECRET: Final = 6
+_PROBES: Final = 8
+_PIECE_BYTES: Final = 8 << 20
 
 
 class ObjectStorage(Storage):
@@ -71,7 +73,12 @@ class ObjectStorage(Storage):
         return data
 
     def open_source(self, name: str) -> memoryview:  # noqa: D102
-        return memoryview(self.read(name))
+        size = self._one("size", name)
+        if isinstance(size, RequestError):
+            self._raise(size, "read", name)
+        starts = range(0, size, _PIECE_BYTES)
+        pieces = [Range(name, at, min(at + _PIECE_BYTES, size)) for at in starts]
+        return memoryview(b"".join(self.read_ranges(pieces)))
 
     def read_existing(self, names: Sequence[str]) -> list[bytes | None]:  # noqa: D102
         requests = [Request("read", self._path(name)) for name in names]
@@ -142,9 +149,14 @@ class ObjectStorage(Storage):
         if self._is_single:
             return
         probe = f"{TMP_DIR}/{new_uuid()}"
-        outcomes = [self.create(probe, b"first"), self.create(probe, b"second")]
+        is_there = False
+        for _ in range(_PROBES):
+            outcome = self.create(probe, b"probe")
+            if outcome is Outcome.EXISTS or (is_there and outcome is Outcome.CREATED):
+                break
+            is_there = self.read_existing([probe])[0] is not None
         self.delete(probe)
-        if outcomes[1] is Outcome.CREATED:
+        if outcome is not Outcome.EXISTS:
             raise StorageError(
                 f"{self.url}: this store takes a name twice, so that two writers would "
                 "lose commits; if there is only one, ever, say so by the storage "

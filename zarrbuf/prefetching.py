@@ -53,6 +53,8 @@ class Prefetcher:
         self._depth = depth
         self._num_newest = num_newest
         self._thread = BackgroundThread("zarrbuf-prefetch")
+        # Apart, so that no batch waits for whole trajectories.
+        self._newest_thread = BackgroundThread("zarrbuf-newest")
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._forget()
@@ -77,6 +79,7 @@ class Prefetcher:
         with self._own_lock():
             self._forget()
         self._thread.close()
+        self._newest_thread.close()
 
     def wait_for(self, draws: Tensor, window: Window) -> None:
         """Wait until the chunks of a batch are here, if they are on their way.
@@ -96,6 +99,8 @@ class Prefetcher:
                 self._drop_plans()
                 return
             planned = self._ahead.popleft()
+        if planned.fetched.cancel():  # it has not begun: reading does it sooner
+            return
         # What failed will fail again where it is needed, and be raised there.
         with suppress(Exception):
             planned.fetched.result()
@@ -164,13 +169,16 @@ class Prefetcher:
                 return
             self._newest_of = trajectories.window
         positions = newest(self._num_newest)
-        self._thread.submit(lambda: self._fetch_whole(positions, trajectories))
+        fetching = functools.partial(self._fetch_whole, positions, trajectories)
+        self._newest_thread.submit(fetching)
 
     def _fetch_whole(self, positions: IntArray, trajectories: Trajectories) -> None:
         cost = FetchCost()
         archives = list(trajectories.archives(positions, cost))
         room = self._reader.archives.max_bytes // 2
         for archive in reversed(archives):
+            if self._newest_of is not trajectories.window:
+                return  # there are newer ones
             room -= archive.open_bytes + len(archive.source)
             if archive.remote is None or room < 0:
                 continue

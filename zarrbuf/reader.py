@@ -52,7 +52,7 @@ class BatchReader:
             workers: threads that decode.
         """
         self.archives = OpenArchives(max_bytes=archive_bytes)
-        self.small = SmallReader(cache_bytes=cache_bytes)
+        self.small = SmallReader(cache_bytes=cache_bytes, weigh=self.archives.weigh)
         self.stats = StatsKeeper()
         self._workers = workers
         self._num_mapped = -1
@@ -119,6 +119,9 @@ class BatchReader:
         }
         reading = Reading(nothing, fields, trajectories, ReadStats())
         for part in self._parts(plan, reading):
+            if not reading.big:
+                self.small.fetch(part, reading)
+                continue
             self._fetch(part, self._plan(part, reading), reading)
             self.archives.weigh(part.archives)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -29,8 +29,19 @@ TABLE_BYTES: Final = 400
 class SmallReader:
     """Reads the small fields of batches. Safe between threads."""
 
-    def __init__(self, *, cache_bytes: int) -> None:
-        """Keep at most `cache_bytes` of tables decoded."""
+    def __init__(
+        self,
+        *,
+        cache_bytes: int,
+        weigh: Callable[[Sequence[TrajectoryArchive]], None],
+    ) -> None:
+        """Keep at most `cache_bytes` of tables decoded.
+
+        Args:
+            cache_bytes: see above.
+            weigh: told of archives of which something was fetched.
+        """
+        self._weigh = weigh
         self._kept: LruCache[str, AnyArray] = LruCache(
             max_cost=cache_bytes, max_items=1 << 20
         )
@@ -70,6 +81,15 @@ class SmallReader:
             archive = part.archives[number]
             if table is None and archive.remote is not None:
                 yield archive.remote, archive.small_ranges
+
+    def fetch(self, part: Part, reading: Reading) -> None:
+        """Fetch what `read` needs, where no archives are open for big fields."""
+        unknown = self._tables_of(reading).unknown(part.plan.positions)
+        uuids = reading.trajectories.uuids(part.plan.positions[unknown])
+        kept = self._kept.get_all(uuids)
+        missing = [n for n, table in enumerate(kept) if table is None]
+        for _ in self._opened(part, unknown[missing], reading):
+            pass
 
     def read(self, part: Part, reading: Reading) -> None:
         """Copy small fields to their rows, with tables of bounded size at a time.
@@ -145,31 +165,39 @@ class SmallReader:
             here = plan.positions == position
             stats.samples_cached -= int(plan.counts[here].sum())
 
-    @staticmethod
     def _opened(
-        part: Part, numbers: IntArray, reading: Reading
+        self, part: Part, numbers: IntArray, reading: Reading
     ) -> Iterator[TrajectoryArchive]:
-        """Yield the archives of some groups, with their small fields."""
+        """Yield the archives of some groups, with their small fields.
+
+        These were fetched with the chunks, unless a table was thought to be kept that
+        was forgotten meanwhile.
+        """
+        opened: Iterable[TrajectoryArchive]
         if part.archives:
-            return (part.archives[number] for number in numbers.tolist())
-        positions = part.plan.positions[numbers]
-        opened = reading.trajectories.archives(positions, reading.cost)
-        return _with_small_fields(opened, reading.cost)
+            opened = [part.archives[number] for number in numbers.tolist()]
+        else:
+            positions = part.plan.positions[numbers]
+            opened = reading.trajectories.archives(positions, reading.cost)
+        return self._with_small_fields(opened, reading.cost)
 
+    def _with_small_fields(
+        self, archives: Iterable[TrajectoryArchive], cost: FetchCost
+    ) -> Iterator[TrajectoryArchive]:
+        """Yield archives; of those on object stores, small fields are fetched at once.
 
-def _with_small_fields(
-    archives: Iterable[TrajectoryArchive], cost: FetchCost
-) -> Iterator[TrajectoryArchive]:
-    """Yield archives; of those on object stores, small fields are fetched at once."""
-    for is_remote, some in itertools.groupby(
-        archives, key=lambda archive: archive.remote is not None
-    ):
-        if not is_remote:  # one at a time: they may be in memory whole
-            yield from some
-            continue
-        together = list(some)
-        fetch([(a.remote, a.small_ranges) for a in together if a.remote], cost)
-        yield from together
+        Others come one at a time: they may be in memory whole.
+        """
+        for is_remote, some in itertools.groupby(
+            archives, key=lambda archive: archive.remote is not None
+        ):
+            if not is_remote:
+                yield from some
+                continue
+            together = list(some)
+            fetch([(a.remote, a.small_ranges) for a in together if a.remote], cost)
+            self._weigh(together)
+            yield from together
 
 
 def new_tables(reading: Reading, *, num_dropped: int = 0) -> SmallTables:

@@ -8,7 +8,7 @@ in blocks. Pure; knows no storage.
 from __future__ import annotations
 
 import mmap
-import threading
+from contextlib import suppress
 from typing import Final
 
 import numpy as np
@@ -48,12 +48,11 @@ class SparseObject:
             raise FormatError(
                 f"{name}: {num_bytes} bytes are claimed; no memory has room for them"
             ) from exc
-        # With huge pages, 4 KB fetched would take 2 MB of memory.
-        memory.madvise(mmap.MADV_NOHUGEPAGE)
+        # With huge pages, 4 KB fetched would take 2 MB; a kernel may know none.
+        with suppress(OSError):
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
         self._bytes = memoryview(memory)[:num_bytes]
         self.view = self._bytes.toreadonly()
-        self._lock = threading.Lock()
-        self.resident_bytes = 0
 
     def missing(self, ranges: IntArray, *, max_gap_bytes: int) -> IntArray:
         """Return what has to be fetched for some ranges to be there.
@@ -94,9 +93,12 @@ class SparseObject:
         self._bytes[start:stop] = data
         # Last, since it tells other threads that the bytes are there.
         self._blocks[start // BLOCK_BYTES : -(-stop // BLOCK_BYTES)] = True
-        pages = -(-stop // mmap.PAGESIZE) - start // mmap.PAGESIZE
-        with self._lock:
-            self.resident_bytes = min(
-                self.resident_bytes + pages * mmap.PAGESIZE,
-                self.num_bytes + mmap.PAGESIZE,
-            )
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory that its pages take which were filled."""
+        firsts = np.arange(0, len(self._blocks), mmap.PAGESIZE // BLOCK_BYTES)
+        if not len(firsts):
+            return 0
+        pages = np.logical_or.reduceat(self._blocks, firsts)
+        return int(np.count_nonzero(pages)) * mmap.PAGESIZE

@@ -9,15 +9,34 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Final
 
 from zarrbuf.log_format import MAX_ADDS
 from zarrbuf.stores import NewTrajectory
 
 _LOG: Final = logging.getLogger("zarrbuf")
+
+
+_LIVE: Final[weakref.WeakSet[BackgroundWriter]] = weakref.WeakSet()
+
+
+def _finish_all() -> None:
+    """Have everything saved while the interpreter can still start threads.
+
+    The clients of object stores need some, to find a host for one.
+    """
+    for writer in list(_LIVE):
+        with suppress(Exception):  # is logged where it happens
+            writer.flush()
+
+
+# Before executors stop: what is registered last is called first.
+threading._register_atexit(_finish_all)  # type: ignore[attr-defined]
 
 
 class BackgroundWriter:
@@ -39,6 +58,7 @@ class BackgroundWriter:
         self._append = append
         self._max_queue_bytes = max_queue_bytes
         self.reset()
+        _LIVE.add(self)
 
     def reset(self) -> None:
         """Forget the queue and the thread: what a forked child has to do."""
