@@ -168,6 +168,35 @@ def test_small_fields_alone_need_no_chunks(asked: Asked) -> None:
     assert len(asked.rounds) == 1
 
 
+@pytest.mark.parametrize("client", CLIENTS)
+def test_an_append_is_two_puts_and_a_get_however_many_share_its_commit(
+    s3: S3, client: str
+) -> None:
+    with TrajectoryReplayBuffer(
+        auto_save=True,
+        auto_save_path=s3.url(),
+        storage_options=s3.options(client),
+    ) as buffer:
+        for count in (1, 1, 5):
+            s3.log()
+            buffer.add_trajectories(with_cameras(count))
+            buffer.flush()
+            log = s3.log()
+            puts = [entry["path"] for entry in log if entry["method"] == "PUT"]
+            gets = [entry["path"] for entry in log if entry["method"] == "GET"]
+            assert len(log) == len(puts) + len(gets)
+            assert len([path for path in puts if "/trajectories/" in path]) == count
+            # Of several, the first may be on its way before the others are queued.
+            commits = [path for path in puts if "/manifest/" in path]
+            assert len(puts) == count + len(commits)
+            assert len(commits) <= min(2, count)
+            assert len(gets) <= len(commits)
+            assert all("/manifest/" in path for path in gets)  # nothing is listed
+        s3.log()
+        buffer.refresh()
+        assert [entry["method"] for entry in s3.log()] == ["GET"]
+
+
 # Bounds.
 
 
