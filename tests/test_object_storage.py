@@ -18,7 +18,8 @@ from zarrbuf.errors import (
     StorageError,
 )
 from zarrbuf.locations import open_storage
-from zarrbuf.object_client import Fault, ObjectClient, Request, RequestError, fault_of
+from zarrbuf.object_client import ObjectClient, Request
+from zarrbuf.object_faults import Fault, RequestError, fault_of
 from zarrbuf.storage import Outcome, Range, Storage
 
 CLIENTS = ("s3fs", "obstore")

@@ -22,7 +22,8 @@ from s3 import S3
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.errors import InvalidInputError, StorageError
 from zarrbuf.locations import open_storage
-from zarrbuf.object_client import Fault, ObjectClient, Request, RequestError
+from zarrbuf.object_client import ObjectClient, Request
+from zarrbuf.object_faults import Fault, RequestError
 from zarrbuf.object_options import secrets_of
 from zarrbuf.storage import Outcome, Range
 
@@ -49,6 +50,12 @@ def test_no_buffer_is_made_where_creations_are_not_exclusive(
             auto_save=True, auto_save_path=s3.url(), storage_options=s3.options(client)
         )
     assert s3.storage().list_names("") == []
+
+
+def test_a_store_that_never_answers_a_creation_is_not_trusted(s3: S3) -> None:
+    s3.plan({"fault": "503", "method": "PUT"})
+    with pytest.raises(StorageError, match="8 times it stayed unknown"):
+        s3.storage().check_create()
 
 
 @pytest.mark.parametrize("client", CLIENTS)

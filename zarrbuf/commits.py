@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import socket
 import time
 import uuid as uuid_module
@@ -26,64 +25,19 @@ from zarrbuf.errors import (
     InvalidInputError,
     NotFoundError,
     StorageError,
-    UnsupportedVersionError,
     ZarrbufError,
 )
-from zarrbuf.format import COMMIT_NAME, MANIFEST_DIR, ROOT_NAME, commit_path, new_uuid
+from zarrbuf.format import COMMIT_NAME, MANIFEST_DIR, ROOT_NAME, commit_path
 from zarrbuf.log_format import Action, Commit, encode_commit, parse_commit, sha256_hex
 from zarrbuf.manifest import Change, Snapshot, apply_commits
-from zarrbuf.metadata import check_spec, encode_json, parse_json
+from zarrbuf.root import create_root, encode_root, parse_root
 from zarrbuf.storage import Outcome, Storage
 
 CHECKPOINT_INTERVAL: Final = 256
 """Whoever makes a commit whose number this divides writes a checkpoint too."""
 _MAX_WINDOW: Final = 64
-_COMMIT_METHODS: Final = ("link", "if-none-match", "generation", "lock", "single")
 
 Build = Callable[[Snapshot], Sequence[Action]]
-
-
-def encode_root(storage: Storage) -> bytes:
-    """Return the bytes of a fresh `zarrbuf.json`."""
-    return encode_json(
-        {
-            "format": "zarrbuf",
-            "spec": 1,
-            "uuid": new_uuid(),
-            "created_ms": time.time_ns() // 1_000_000,
-            "commit": storage.commit_method,
-            "features": [],
-        }
-    )
-
-
-def parse_root(data: bytes, *, where: str) -> dict[str, Any]:
-    """Check and return `zarrbuf.json`.
-
-    Raises:
-        FormatError: if it is malformed.
-        UnsupportedVersionError: if it is of a newer spec or asks for unknown features.
-    """
-    root = parse_json(data, where=where)
-    if root.get("format") != "zarrbuf":
-        raise FormatError(f"{where}: format is {root.get('format')!r:.40}")
-    check_spec(root.get("spec"), where=where)
-    fields = {"uuid": str, "created_ms": int, "commit": str, "features": list}
-    for name, kind in fields.items():
-        if type(root.get(name)) is not kind:
-            raise FormatError(f"{where}: {name} is {root.get(name)!r:.80}")
-    if (
-        set(root) != {"format", "spec", *fields}
-        or not re.fullmatch(r"[0-9a-f]{32}", root["uuid"])
-        or root["created_ms"] < 0
-    ):
-        raise FormatError(f"{where}: not the identity of a buffer: {root!r:.200}")
-    if root["features"] or root["commit"] not in _COMMIT_METHODS:
-        raise UnsupportedVersionError(
-            f"{where}: features {root['features']!r:.80} and commit method "
-            f"{root['commit']!r:.40} are not all known here; update zarrbuf"
-        )
-    return root
 
 
 class CommitLog:
@@ -360,26 +314,10 @@ def create_log(storage: Storage, *, build: Build, op: str = "create") -> CommitL
     """
     storage.check_create()
     root = encode_root(storage)
-    _create_root(storage, root)
+    create_root(storage, root)
     log = CommitLog(storage, root)
     log.commit(build, op=op)
     return log
-
-
-def _create_root(storage: Storage, root: bytes) -> None:
-    """Create `zarrbuf.json`; its uuid tells one of ours from somebody else's."""
-    deadline = time.monotonic() + storage.deadline_s
-    while storage.create(ROOT_NAME, root) is not Outcome.CREATED:
-        there = storage.read_existing([ROOT_NAME])[0]
-        if there == root:
-            return  # an answer was lost
-        if there is not None:
-            raise ConflictError(
-                f"{storage.url} holds a buffer already; open it instead"
-            )
-        if time.monotonic() > deadline:
-            raise StorageError(f"{storage.describe(ROOT_NAME)} could not be created")
-        time.sleep(random.uniform(0.01, 0.1))
 
 
 def open_or_create_log(storage: Storage, *, config: Mapping[str, Any]) -> CommitLog:

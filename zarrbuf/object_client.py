@@ -8,13 +8,10 @@ retry, and that none of them survives a fork. Knows paths and bytes, no name of 
 from __future__ import annotations
 
 import asyncio
-import enum
-import errno
 import importlib
 import importlib.util
 import os
 import random
-import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -25,6 +22,7 @@ import fsspec
 import fsspec.asyn
 
 from zarrbuf.errors import InvalidInputError
+from zarrbuf.object_faults import Fault, RequestError, ShortAnswerError, fault_of
 from zarrbuf.object_options import translate_options
 
 MAX_REQUESTS: Final = 64
@@ -42,26 +40,6 @@ os.register_at_fork(
     after_in_parent=_MEMORY_LOCK.release,
     after_in_child=_MEMORY_LOCK.release,
 )
-
-
-class Fault(enum.Enum):
-    """What a request came to, if not to what was asked for."""
-
-    MISSING = "is not there"
-    EXISTS = "is there already"
-    SHORT = "ends before the range does"
-    REFUSED = "will not be had by asking again"
-    FAILED = "may pass"
-
-
-class RequestError(Exception):
-    """A request that failed for good: why, and the error behind it."""
-
-    def __init__(self, fault: Fault, cause: BaseException) -> None:
-        """Keep both."""
-        super().__init__(fault, cause)
-        self.fault = fault
-        self.cause = cause
 
 
 @dataclass(frozen=True)
@@ -284,10 +262,6 @@ async def _read_whole(fs: Any, path: str) -> Any:
         raise
 
 
-class _ShortAnswerError(Exception):
-    """Fewer bytes came than were asked for."""
-
-
 def _checked_range(request: Request, data: bytes) -> bytes:
     if request.start is None or request.stop is None:
         return data
@@ -295,64 +269,8 @@ def _checked_range(request: Request, data: bytes) -> bytes:
     if len(data) > num_bytes and len(data) >= request.stop:  # ranges are ignored
         return data[request.start : request.stop]
     if len(data) != num_bytes:
-        raise _ShortAnswerError(f"{len(data)} bytes came, {num_bytes} were asked for")
+        raise ShortAnswerError(f"{len(data)} bytes came, {num_bytes} were asked for")
     return data
-
-
-_REFUSED: Final = {
-    "NoCredentialsError",
-    "PartialCredentialsError",
-    "ProfileNotFound",
-    "NoRegionError",
-    "ParamValidationError",
-    "PermissionDeniedError",
-    "UnauthenticatedError",
-    "InvalidPathError",
-    "UnknownConfigurationKeyError",
-    "NotSupportedError",
-    "NotImplementedError",
-    "TypeError",
-    "ValueError",
-    "ImportError",
-    "RuntimeError",
-}
-"""Names of errors, since the libraries that they come from may not be there."""
-_STATUS: Final = re.compile(r"status code: (\d{3})\b")
-_MAY_PASS: Final = (408, 409, 425, 429)
-
-
-def fault_of(exc: BaseException) -> Fault:
-    """Say what became of a request that ended in an error."""
-    names = {kind.__name__ for kind in type(exc).__mro__}
-    status = _status_of(exc)
-    # Only of answers that say no more than a sentence: others name paths.
-    is_sentence = isinstance(exc, OSError) and exc.errno == errno.EINVAL
-    text = str(exc).lower().replace("-", "") if is_sentence else ""
-    if status == 409:  # two conditions met on their way: neither may hold
-        return Fault.FAILED
-    if isinstance(exc, FileExistsError) or names & {"AlreadyExistsError"}:
-        return Fault.EXISTS
-    if "precondition" in text or status == 412:  # the body that says which is missing
-        return Fault.EXISTS
-    if isinstance(exc, FileNotFoundError) or status == 404:
-        return Fault.MISSING
-    is_short = isinstance(exc, _ShortAnswerError) or status == 416
-    if is_short or "not satisfiable" in text:
-        return Fault.SHORT
-    if isinstance(exc, PermissionError) or names & _REFUSED or is_sentence:
-        return Fault.REFUSED
-    if status is not None and 400 <= status < 500 and status not in _MAY_PASS:
-        return Fault.REFUSED
-    return Fault.FAILED
-
-
-def _status_of(exc: BaseException) -> int | None:
-    """Return the HTTP status that an error of aiohttp or obstore came with."""
-    status = getattr(exc, "status", None)
-    if isinstance(status, int):
-        return status
-    match = _STATUS.search(str(exc))
-    return int(match[1]) if match else None
 
 
 _CLIENTS: Final = {

@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Final, NoReturn
 
 from zarrbuf.errors import NotFoundError, StorageError
 from zarrbuf.format import TMP_DIR, new_uuid
-from zarrbuf.object_client import Fault, ObjectClient, Request, RequestError
+from zarrbuf.object_client import ObjectClient, Request
+from zarrbuf.object_faults import Fault, RequestError
 from zarrbuf.storage import Outcome, Range, Storage, checked_name, short_object
 
 _COMMIT_METHODS: Final = {"s3": "if-none-match", "gs": "generation", "memory": "lock"}
@@ -156,6 +157,11 @@ class ObjectStorage(Storage):
                 break
             is_there = self.read_existing([probe])[0] is not None
         self.delete(probe)
+        if outcome is Outcome.UNKNOWN:
+            raise StorageError(
+                f"{self.url}: {_PROBES} times it stayed unknown whether {probe} was "
+                "created; try again"
+            )
         if outcome is not Outcome.EXISTS:
             raise StorageError(
                 f"{self.url}: this store takes a name twice, so that two writers would "
