@@ -25,6 +25,7 @@ from zarrbuf.errors import (
     InvalidInputError,
     NotFoundError,
     StorageError,
+    StorageRefusedError,
     ZarrbufError,
 )
 from zarrbuf.format import COMMIT_NAME, MANIFEST_DIR, ROOT_NAME, commit_path
@@ -228,9 +229,11 @@ class CommitLog:
                 # After an unclear answer the commit may still be on its way.
                 if failure is not None and not is_unclear:
                     raise failure from None
+            except StorageRefusedError as exc:
+                if isinstance(failure, StorageRefusedError) and not is_unclear:
+                    raise failure from exc  # neither may be written nor read
+                is_unclear = True
             except StorageError:
-                if failure is not None and not is_unclear:
-                    raise failure from None
                 is_unclear = True
             if time.monotonic() > deadline:
                 raise CommitUnknownError(

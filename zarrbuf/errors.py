@@ -11,6 +11,7 @@
     │   ├── UnsupportedVersionError
     │   └── UntrustedBaseError
     └── StorageError (OSError)                  the backend failed; may pass on retry
+        └── StorageRefusedError                 it refuses: permission, credentials
 
 Messages are plain positional strings, so that every error pickles: what was
 wrong and its value; what is allowed; what to do.
@@ -76,3 +77,7 @@ class UntrustedBaseError(FormatError):
 
 class StorageError(ZarrbufError, OSError):
     """The storage failed; the same call may pass on retry."""
+
+
+class StorageRefusedError(StorageError):
+    """The storage refuses; the same call fails until permissions are others."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final, NoReturn
 
-from zarrbuf.errors import NotFoundError, StorageError
+from zarrbuf.errors import NotFoundError, StorageError, StorageRefusedError
 from zarrbuf.format import TMP_DIR, new_uuid
 from zarrbuf.object_client import ObjectClient, Request
 from zarrbuf.object_faults import Fault, RequestError
@@ -221,7 +221,8 @@ class ObjectStorage(Storage):
             raise NotFoundError(f"{where} does not exist ({text:.500})") from cause
         if isinstance(cause, TimeoutError):
             text = "no answer in time"
-        raise StorageError(f"cannot {verb} {where}: {text:.500}") from cause
+        kind = StorageRefusedError if failed.fault is Fault.REFUSED else StorageError
+        raise kind(f"cannot {verb} {where}: {text:.500}") from cause
 
 
 def _is(answer: Any, fault: Fault) -> bool:
