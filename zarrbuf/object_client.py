@@ -27,8 +27,6 @@ from zarrbuf.object_options import translate_options
 
 MAX_REQUESTS: Final = 64
 """Requests under way at once; more of them gain nothing (`benchmarks.remote`)."""
-MAX_WHOLE_BYTES: Final = 16 << 20
-"""Larger objects are read by ranges, for which it is known how long they may take."""
 MIN_BYTES_PER_S: Final = 1 << 20
 """A transfer may take its deadline and, on top, as long as at this rate."""
 _TRY_S: Final = 20.0
@@ -62,9 +60,7 @@ class Request:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that go over the wire; of a whole object, what it may have at most."""
-        if self.verb == "read" and self.start is None:
-            return MAX_WHOLE_BYTES
+        """Bytes that go over the wire, as far as is known; whole objects are small."""
         return len(self.data) + (self.stop or 0) - (self.start or 0)
 
 
