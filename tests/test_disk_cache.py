@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from remote import Asked, loaded, memory_url, save, with_cameras
 
 from zarrbuf import TrajectoryReplayBuffer
-from zarrbuf.disk_cache import BLOCK_BYTES, DiskCache
+from zarrbuf.disk_cache import DiskCache
 from zarrbuf.errors import InvalidInputError, StorageError
+from zarrbuf.ranges import BLOCK_BYTES
 
 SIZE = 9 * BLOCK_BYTES + 100
 

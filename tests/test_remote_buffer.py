@@ -20,7 +20,8 @@ from zarrbuf.errors import FormatError, NotFoundError
 from zarrbuf.fetching import FetchCost, RemoteObject, fetch, fetch_in_steps
 from zarrbuf.locations import open_storage
 from zarrbuf.log_store import LogStore
-from zarrbuf.sparse import BLOCK_BYTES, SparseObject
+from zarrbuf.ranges import BLOCK_BYTES
+from zarrbuf.sparse import SparseObject
 from zarrbuf.trajectory_archive import TAIL_BYTES, TrajectoryArchive
 
 CLIENTS = ("s3fs", "obstore")

@@ -52,6 +52,16 @@ def test_no_buffer_is_made_where_creations_are_not_exclusive(
     assert s3.storage().list_names("") == []
 
 
+def test_a_buffer_for_one_writer_is_written_by_one_who_says_so(s3: S3) -> None:
+    single = s3.options(commit="single")
+    save(s3.url(), single, with_cameras(1))
+    save(s3.url(), single, with_cameras(1))
+    assert len(loaded(s3.url(), s3.options())) == 2  # reading is for all
+    with pytest.raises(InvalidInputError, match=r"say that you are it.*commit=single"):
+        save(s3.url(), s3.options(), with_cameras(1))
+    assert len(loaded(s3.url(), s3.options())) == 2
+
+
 def test_a_store_that_never_answers_a_creation_is_not_trusted(s3: S3) -> None:
     s3.plan({"fault": "503", "method": "PUT"})
     with pytest.raises(StorageError, match="8 times it stayed unknown"):
@@ -257,20 +267,22 @@ def test_whatever_ends_a_request_is_an_error_and_no_answer() -> None:
 def test_buffers_that_are_dropped_leave_no_thread() -> None:
     url = memory_url()
     save(url, None, with_cameras(2, num_steps=12))
+    before = set(threading.enumerate())
     for _ in range(5):
         buffer = loaded(url, prefetch_batches=1, refresh_interval_s=0.01)
         for _ in range(3):
             buffer.sample(3)
         del buffer
+    started = [
+        one
+        for one in set(threading.enumerate()) - before
+        if one.name.startswith("zarrbuf-")
+    ]
+    assert {one.name for one in started} >= {"zarrbuf-prefetch", "zarrbuf-refresh"}
     gc.collect()
-    ended = threading.Event()
-    for _ in range(200):
-        names = [one.name for one in threading.enumerate()]
-        if not any(name.startswith("zarrbuf-") for name in names):
-            ended.set()
-            break
-        threading.Event().wait(0.02)
-    assert ended.is_set(), names
+    for one in started:
+        one.join(timeout=30)
+        assert not one.is_alive(), one.name
 
 
 def test_a_commit_that_is_refused_is_told_at_once(s3: S3, tmp_path: Path) -> None:

@@ -53,7 +53,9 @@ class CommitLog:
     def __init__(self, storage: Storage, root: bytes) -> None:
         """Use `open_log`, `create_log` or `open_or_create_log` instead."""
         self.storage = storage
-        self.uuid: str = parse_root(root, where=storage.describe(ROOT_NAME))["uuid"]
+        identity = parse_root(root, where=storage.describe(ROOT_NAME))
+        self.uuid: str = identity["uuid"]
+        self._is_single = identity["commit"] == "single"
         self.snapshot = Snapshot(version=0, tip=sha256_hex(root))
         self.writer = f"{socket.gethostname()}:{os.getpid()}"
 
@@ -141,6 +143,8 @@ class CommitLog:
                 another rule of the format; nothing was committed.
         """
         txn = uuid_module.uuid4().hex
+        if self._is_single and self.storage.is_remote:
+            self._check_single()
         if deadline_s is None:
             deadline_s = self.storage.deadline_s
         deadline = time.monotonic() + deadline_s
@@ -162,6 +166,15 @@ class CommitLog:
                 )
             time.sleep(random.uniform(0, min(0.001 * 2**tries, 0.1)))
             self.refresh()
+
+    def _check_single(self) -> None:
+        """Refuse a writer that may not know that it has to be the only one."""
+        if self.storage.commit_method != "single":
+            raise InvalidInputError(
+                f"{self.storage.url} was made for one writer, on a store without "
+                "exclusive creation; say that you are it by the storage option "
+                "commit=single"
+            )
 
     def resolve(self, unknown: CommitUnknownError) -> int | None:
         """Find out what became of a commit.

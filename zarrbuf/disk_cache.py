@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Final
 
 from zarrbuf.errors import InvalidInputError, StorageError
+from zarrbuf.ranges import BLOCK_BYTES
 
-BLOCK_BYTES: Final = 512
-"""Checksums are of blocks so large; what is kept starts and ends with one."""
 _MARKER: Final = "zarrbuf-cache"
 _TEXT: Final = b"A cache of zarrbuf's: it may be deleted at any time.\n"
 _NAME: Final = re.compile(r"[0-9a-f]{64}\.(data|sums)")

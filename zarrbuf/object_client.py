@@ -26,7 +26,8 @@ from zarrbuf.object_faults import Fault, RequestError, ShortAnswerError, fault_o
 from zarrbuf.object_options import translate_options
 
 MAX_REQUESTS: Final = 64
-"""Requests under way at once; more of them gain nothing (`benchmarks.remote`)."""
+"""Requests under way at once. 600 ranges at 30 ms each, s3fs: 64 and 256 at once took
+the same time, 10 at once twice as long."""
 MIN_BYTES_PER_S: Final = 1 << 20
 """A transfer may take its deadline and, on top, as long as at this rate."""
 _TRY_S: Final = 20.0

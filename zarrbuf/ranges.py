@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int64]
+
+BLOCK_BYTES: Final = 512
+"""What is there of an object is known in blocks so large, in memory and on disk."""
 
 
 def merge_ranges(ranges: IntArray, *, max_gap_bytes: int, max_bytes: int) -> IntArray:

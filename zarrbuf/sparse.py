@@ -14,9 +14,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from zarrbuf.disk_cache import BLOCK_BYTES
 from zarrbuf.errors import FormatError
-from zarrbuf.ranges import merge_ranges
+from zarrbuf.ranges import BLOCK_BYTES, merge_ranges
 
 IntArray = npt.NDArray[np.int64]
 
