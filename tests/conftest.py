@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from s3 import S3, serving
+from s3 import GCS, S3, serving_gcs, serving_s3
 
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3]:
-    with serving() as server:
+    with serving_s3() as server:
         yield server
 
 
@@ -18,3 +18,15 @@ def s3_server() -> Iterator[S3]:
 def s3(s3_server: S3) -> S3:
     """An empty bucket and no faults."""
     return s3_server.fresh()
+
+
+@pytest.fixture(scope="session")
+def gcs_server() -> Iterator[GCS]:
+    with serving_gcs() as server:
+        yield server
+
+
+@pytest.fixture
+def gcs(gcs_server: GCS) -> GCS:
+    """An empty bucket and no faults."""
+    return gcs_server.fresh()

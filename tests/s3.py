@@ -1,4 +1,4 @@
-"""A real S3 server on loopback, and the faults in front of it."""
+"""Real object stores on loopback, and the faults in front of them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ def free_port() -> int:
 def ask(port: int, path: str, method: str = "GET", data: Any = None) -> Any:
     body = None if data is None else json.dumps(data).encode()
     request = urllib.request.Request(
-        f"http://127.0.0.1:{port}{path}", data=body, method=method
+        f"http://127.0.0.1:{port}{path}",
+        data=body,
+        method=method,
+        headers={} if body is None else {"Content-Type": "application/json"},
     )
     with urllib.request.urlopen(request, timeout=20) as answer:
         text = answer.read()
@@ -87,16 +90,59 @@ class S3:
         return found
 
 
+@dataclass(frozen=True)
+class GCS:
+    """A bucket of an emulator of GCS, behind the proxy."""
+
+    port: int
+    direct_port: int
+    bucket: str
+
+    def url(self, folder: str = "buffer") -> str:
+        return f"gs://{self.bucket}/{folder}"
+
+    def options(self, **more: Any) -> dict[str, Any]:
+        endpoint = f"http://127.0.0.1:{self.port}"
+        return {"endpoint_url": endpoint, "anon": True, "client": "gcsfs", **more}
+
+    def storage(self, **more: Any) -> Storage:
+        return open_storage(self.url(), self.options(**more))
+
+    def plan(self, *rules: dict[str, Any]) -> None:
+        S3(self.port, self.direct_port, "").plan(*rules)
+
+    def fresh(self) -> GCS:
+        """Return the same server with a new bucket and no faults."""
+        bucket = f"bucket-{uuid.uuid4().hex[:12]}"
+        ask(self.direct_port, "/storage/v1/b", "POST", {"name": bucket})
+        found = GCS(self.port, self.direct_port, bucket)
+        found.plan()
+        return found
+
+
 @contextmanager
-def serving() -> Iterator[S3]:
-    """Run the server and the proxy until the block ends."""
+def serving_s3() -> Iterator[S3]:
+    """Run moto's server and the proxy until the block ends."""
+    with serving("-m", "moto.server", "-H", "127.0.0.1", "-p") as (front, direct):
+        yield S3(front, direct, "")
+
+
+@contextmanager
+def serving_gcs() -> Iterator[GCS]:
+    """Run an emulator of GCS and the proxy until the block ends."""
+    command = ("-m", "gcp_storage_emulator", "start", "--host=127.0.0.1")
+    with serving(*command, "--in-memory", "--port") as (front, direct):
+        yield GCS(front, direct, "")
+
+
+@contextmanager
+def serving(*command: str) -> Iterator[tuple[int, int]]:
+    """Run a server that is told its port last, and the proxy; their ports."""
     direct, front = free_port(), free_port()
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(direct)],
-        env=environment,
-        **quiet,
+        [sys.executable, *command, str(direct)], env=environment, **quiet
     )
     proxy = subprocess.Popen(
         [sys.executable, str(PROXY), str(front), str(direct)], env=environment, **quiet
@@ -104,7 +150,7 @@ def serving() -> Iterator[S3]:
     try:
         for port in (direct, front):
             wait_for(port, server, proxy)
-        yield S3(front, direct, "")
+        yield front, direct
     finally:
         for process in (server, proxy):
             process.kill()

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from helpers import MemoryStorage
-from s3 import S3
+from s3 import GCS, S3
 
 from zarrbuf import local_storage as storage_module
 from zarrbuf.errors import InvalidInputError, NotFoundError, StorageError
@@ -46,11 +46,14 @@ FAILURES = [
 ]
 
 
-@pytest.fixture(params=["local", "memory", "s3fs", "obstore"])
+@pytest.fixture(params=["local", "memory", "s3fs", "obstore", "gcsfs"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     """An empty storage of each kind."""
     if request.param == "local":
         return open_storage(tmp_path / "buffer")
+    if request.param == "gcsfs":
+        gcs: GCS = request.getfixturevalue("gcs")
+        return gcs.storage()
     if request.param != "memory":
         s3: S3 = request.getfixturevalue("s3")
         return s3.storage(client=request.param)
@@ -213,7 +216,8 @@ class TestContract:
 
     def test_how_a_commit_is_made_is_recorded(self, storage: Storage) -> None:
         scheme = storage.url.partition("://")[0]
-        expected = {"memory": "lock", "s3": "if-none-match"}.get(scheme, "link")
+        methods = {"memory": "lock", "s3": "if-none-match", "gs": "generation"}
+        expected = methods.get(scheme, "link")
         assert storage.commit_method == expected
 
 

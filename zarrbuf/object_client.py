@@ -319,6 +319,11 @@ def make_file_system(protocol: str, client: str, options: Mapping[str, Any]) -> 
         _used_obstore_in.add(os.getpid())
         store = importlib.import_module("obstore.fsspec").FsspecStore
         return store(protocol, skip_instance_cache=True, **translated)
+    if client == "gcsfs":
+        # What gcsfs registers asks by gRPC how a bucket is laid out, which neither
+        # survives a fork nor knows other endpoints; objects are all that we use.
+        store = importlib.import_module("gcsfs.core").GCSFileSystem
+        return store(skip_instance_cache=True, **translated)
     made: Any = fsspec.filesystem(protocol, skip_instance_cache=True, **translated)
     if client == "s3fs":
         made.retries = 1  # the retries, and the deadline over them, are ours

@@ -43,6 +43,8 @@ _REFUSED: Final = {
     "NoRegionError",
     "ParamValidationError",
     "PermissionDeniedError",
+    "DefaultCredentialsError",
+    "RefreshError",
     "UnauthenticatedError",
     "InvalidPathError",
     "UnknownConfigurationKeyError",
@@ -76,7 +78,9 @@ def fault_of(exc: BaseException) -> Fault:
     is_short = isinstance(exc, ShortAnswerError) or status == 416
     if is_short or "not satisfiable" in text:
         return Fault.SHORT
-    if isinstance(exc, PermissionError) or names & _REFUSED or is_sentence:
+    # Text that gcsfs puts before the path, and no other error of its.
+    is_forbidden = isinstance(exc, PermissionError) or str(exc)[:11] == "Forbidden: "
+    if is_forbidden or names & _REFUSED or is_sentence:
         return Fault.REFUSED
     if status is not None and 400 <= status < 500 and status not in _MAY_PASS:
         return Fault.REFUSED
@@ -84,8 +88,8 @@ def fault_of(exc: BaseException) -> Fault:
 
 
 def _status_of(exc: BaseException) -> int | None:
-    """Return the HTTP status that an error of aiohttp or obstore came with."""
-    status = getattr(exc, "status", None)
+    """Return the HTTP status that an error of aiohttp, gcsfs or obstore came with."""
+    status = getattr(exc, "status", getattr(exc, "code", None))
     if isinstance(status, int):
         return status
     match = _STATUS.search(str(exc))
