@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from s3 import S3
 
+from zarrbuf.commits import open_log
 from zarrbuf.errors import (
     FormatError,
     InvalidInputError,
@@ -175,6 +176,8 @@ def test_a_missing_bucket_is_named(s3: S3, client: str) -> None:
         storage.put("a", b"x")
     with pytest.raises(NotFoundError, match="bucket"):
         storage.read("a")
+    with pytest.raises(NotFoundError, match=r"holds no zarrbuf buffer.*bucket"):
+        open_log(storage)
 
 
 @pytest.mark.parametrize("status", ["403", "400"])

@@ -295,9 +295,9 @@ def open_log(
     try:
         root = storage.read(ROOT_NAME)
     except NotFoundError as exc:
-        raise NotFoundError(
-            f"{storage.url} holds no zarrbuf buffer ({ROOT_NAME} is not there)"
-        ) from exc
+        # Of an object store: the bucket may be what is not there.
+        why = str(exc) if storage.is_remote else f"{ROOT_NAME} is not there"
+        raise NotFoundError(f"{storage.url} holds no zarrbuf buffer ({why})") from exc
     log = CommitLog(storage, root)
     log.snapshot = read_checkpoint(storage, log.snapshot, version=version, at_ms=at_ms)
     if at_ms is not None:
