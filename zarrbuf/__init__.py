@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from zarrbuf.datasets import replay_buffer_collate_fn as replay_buffer_collate_fn
     from zarrbuf.listing import list_buffer as list_buffer
     from zarrbuf.listing import row_json as row_json
+    from zarrbuf.merging import merge as merge
+    from zarrbuf.merging import split as split
     from zarrbuf.trajectory import Trajectory as Trajectory
     from zarrbuf.verification import verify as verify
 
@@ -31,8 +33,10 @@ _ROOMS = {
     "Trajectory": "trajectory",
     "convert": "conversion",
     "list_buffer": "listing",
+    "merge": "merging",
     "replay_buffer_collate_fn": "datasets",
     "row_json": "listing",
+    "split": "merging",
     "verify": "verification",
 }
 
@@ -44,8 +48,10 @@ __all__ = [
     "__version__",
     "convert",
     "list_buffer",
+    "merge",
     "replay_buffer_collate_fn",
     "row_json",
+    "split",
     "verify",
 ]
 

@@ -66,6 +66,7 @@ class TrajectoryReplayBuffer(RlinfNames):
         cache_dir_bytes: int = 10 << 30,
         prefetch_batches: int = 2,
         refresh_interval_s: float | None = None,
+        allow_bases: Sequence[Location] = (),
     ) -> None:
         """Make a buffer, or continue the one at `auto_save_path`.
 
@@ -102,6 +103,8 @@ class TrajectoryReplayBuffer(RlinfNames):
             refresh_interval_s: seconds between looks for what other processes appended,
                 in the background; None for `refresh` alone. Its errors reach the next
                 `sample`.
+            allow_bases: where a buffer that names trajectories of others may point
+                to, besides what lies beside it and in its bucket.
 
         Raises:
             InvalidInputError: if an argument is not allowed.
@@ -120,7 +123,10 @@ class TrajectoryReplayBuffer(RlinfNames):
         cache_dir_bytes = check_whole_number("cache_dir_bytes", cache_dir_bytes)
         cache = cache_dir and DiskCache(cache_dir, max_bytes=cache_dir_bytes)
         self._open_storage = functools.partial(
-            open_storage, options=storage_options, range_cache=cache or None
+            open_storage,
+            options=storage_options,
+            range_cache=cache or None,
+            allow_bases=allow_bases,
         )
         cache_size = check_whole_number("cache_size", cache_size)
         cache_bytes = check_whole_number("cache_bytes", cache_bytes)
@@ -208,6 +214,11 @@ class TrajectoryReplayBuffer(RlinfNames):
             StorageError: if the storage failed; what was known stays.
         """
         self._contents.refresh()
+
+    @property
+    def url(self) -> str | None:
+        """Where trajectories are saved; None if they are kept in memory."""
+        return self._contents.url
 
     # --- what there is ----------------------------------------------------------
 

@@ -23,7 +23,7 @@ from zarrbuf.format import (
 )
 from zarrbuf.log_format import (
     SegmentRef,
-    check_objects,
+    check_bases,
     check_pins,
     seal,
     sha256_hex,
@@ -189,7 +189,7 @@ def parse_checkpoint(data: bytes, *, version: int, where: str) -> dict[str, Any]
         or root["samples"] < 0
     ):
         raise FormatError(f"{where}: tip, ts, samples or next id is malformed")
-    check_objects(root["bases"], where=where)
+    check_bases(root["bases"], where=where)
     check_pins(root["pins"], where=where)
     refs = [SegmentRef.parse(value, where=where) for value in root["segments"]]
     if sum(int(ref.live.sum()) for ref in refs) != root["rows"]:
@@ -258,6 +258,8 @@ def load_checkpoint_file(
     )
     if highest >= snapshot.next_trajectory_id:
         raise FormatError(f"{where}: an id is not below its next_trajectory_id")
+    if table.rows.column("base").max(initial=0) > len(snapshot.bases):
+        raise FormatError(f"{where}: a row names a base that is not declared")
     if table.total_samples != root["samples"]:
         raise FormatError(
             f"{where}: its segments do not hold {root['samples']} samples"

@@ -208,6 +208,11 @@ class Contents:
             f"no trajectory {trajectory_id!r}; the ids there are: {known}"
         )
 
+    @property
+    def url(self) -> str | None:
+        """Where the store lies; None for memory."""
+        return self._store.url
+
     def view(self) -> View:
         """Return what is sampled from now."""
         with self._lock:

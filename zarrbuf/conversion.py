@@ -8,26 +8,20 @@ is taken away again.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any
 
-from zarrbuf.commits import create_log
+from zarrbuf.destinations import Created, Progress, check_empty
 from zarrbuf.encoding import encode_trajectory
-from zarrbuf.errors import InvalidInputError, StorageError
+from zarrbuf.errors import InvalidInputError
 from zarrbuf.format import (
-    ROOT_NAME,
-    SEGMENT_DIR,
-    TMP_DIR,
-    TRAJECTORY_DIR,
     Schema,
-    commit_path,
     new_uuid,
     trajectory_name,
 )
 from zarrbuf.local_storage import LocalStorage
-from zarrbuf.locations import StorageOptions, open_storage
+from zarrbuf.locations import Location, StorageOptions, open_storage
 from zarrbuf.log_format import Action
 from zarrbuf.log_store import listing_actions
 from zarrbuf.manifest import Snapshot
@@ -42,11 +36,7 @@ from zarrbuf.rlinf_index import (
     encode_index,
 )
 from zarrbuf.rows import Row, Rows
-from zarrbuf.storage import Outcome, Storage
 from zarrbuf.stores import NewTrajectory, TrajectoryStore
-
-Progress = Callable[[int, int], None]
-_LEFTOVERS: Final = {TRAJECTORY_DIR, SEGMENT_DIR, TMP_DIR}
 
 
 @dataclass(frozen=True)
@@ -85,6 +75,7 @@ def convert(
     to: str = "zarr",
     codec: str = "lz4",
     storage_options: StorageOptions | None = None,
+    allow_bases: Sequence[Location] = (),
     progress: Progress | None = None,
 ) -> Conversion:
     """Convert a whole buffer: ids, weights ids, seed and order are kept.
@@ -95,6 +86,7 @@ def convert(
         to: "zarr", "pt" or "pkl".
         codec: "lz4", "zstd" or "none", for "zarr".
         storage_options: for object stores, see `TrajectoryReplayBuffer`.
+        allow_bases: see `TrajectoryReplayBuffer`.
         progress: called with (trajectories done, trajectories in all).
 
     Raises:
@@ -106,15 +98,15 @@ def convert(
     """
     check_format("to", to)
     known_codec = check_codec(codec)
-    store = open_store(open_storage(source, storage_options))
+    store = open_store(open_storage(source, storage_options, allow_bases=allow_bases))
     storage = open_storage(destination, storage_options)
     if to != "zarr" and not isinstance(storage, LocalStorage):
         raise InvalidInputError(
             f"destination {storage.url!r} is not allowed for {to} files; they need a "
             "local path"
         )
-    _check_empty(storage)
-    created = _Created(storage)
+    check_empty(storage)
+    created = Created(storage)
     try:
         if to == "zarr":
             _write_archives(store, created, codec=known_codec, progress=progress)
@@ -137,55 +129,9 @@ def convert(
     )
 
 
-class _Created:
-    """What a conversion wrote so far, so that it can be taken away again."""
-
-    def __init__(self, storage: Storage) -> None:
-        self.storage = storage
-        self.num_bytes = 0
-        self._names: list[str] = []
-
-    def create(self, name: str, data: bytes) -> None:
-        self._names.append(name)
-        outcome = self.storage.create(name, data)
-        if outcome is Outcome.EXISTS:
-            self._names.pop()
-            raise InvalidInputError(
-                f"{self.storage.describe(name)} came to be meanwhile; does another "
-                "program write there?"
-            )
-        if outcome is Outcome.UNKNOWN:
-            raise StorageError(f"{self.storage.describe(name)} may or may not be there")
-
-    def commit(self, actions: Sequence[Action]) -> None:
-        """Make the buffer, its first commit the actions."""
-        segments = [a["path"] for a in actions if a["action"] == "add_segment"]
-        self._names += [*segments, ROOT_NAME, commit_path(1)]
-        create_log(self.storage, build=lambda _: actions, op="convert")
-
-    def take_away(self) -> None:
-        """Delete what was written, unless the commit that names it landed."""
-        with suppress(StorageError):
-            if commit_path(1) in self._names and self.storage.exists(commit_path(1)):
-                return
-            for name in self._names:
-                self.storage.delete(name)
-            self.storage.delete_empty_directories()
-
-
-def _check_empty(storage: Storage) -> None:
-    """Refuse a destination that holds anything but what a killed conversion leaves."""
-    found = [name for name in storage.list_names("") if name not in _LEFTOVERS]
-    if found:
-        raise InvalidInputError(
-            f"destination {storage.url} is not empty (it holds {found[0]!r}); name one "
-            "that is"
-        )
-
-
 def _write_archives(
     store: TrajectoryStore,
-    created: _Created,
+    created: Created,
     *,
     codec: CodecName,
     progress: Progress | None,
@@ -211,7 +157,8 @@ def _write_archives(
             Snapshot(0, "").meta_action(schemas=schemas, config=config),
             *listing_actions(Rows.of(rows), created.storage),
             *_state_actions(store.state),
-        ]
+        ],
+        op="convert",
     )
 
 
@@ -221,7 +168,7 @@ def _state_actions(state: Mapping[str, Any] | None) -> list[Action]:
 
 def _write_files(
     store: TrajectoryStore,
-    created: _Created,
+    created: Created,
     *,
     file_format: FileFormat,
     progress: Progress | None,

@@ -6,7 +6,8 @@ storage, whatever number of objects it is for. Knows no manifest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -23,6 +24,8 @@ Steps = Generator[IntArray, None, Result]
 
 MAX_GAP_BYTES: Final = 32 << 10
 """Ranges so near are fetched together: a request costs more than these bytes."""
+_MAX_STORAGES: Final = 16
+"""Roots that are asked at once, if a batch comes from a merge of many."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +103,9 @@ def fetch(
             asked = by_storage.setdefault(remote.storage, [])
             asked.append((remote, Range(remote.path, start, stop)))
     cost.rounds += bool(by_storage)
-    for storage, pairs in by_storage.items():
-        answers = storage.read_ranges([one for _, one in pairs])
+    for (storage, pairs), answers in zip(
+        by_storage.items(), _read_all(by_storage), strict=True
+    ):
         for (remote, one), data in zip(pairs, answers, strict=True):
             remote.data.fill(one.start, data)
         if storage.range_cache is not None:
@@ -109,6 +113,17 @@ def fetch(
             storage.range_cache.write((r.key, one.start, d) for (r, one), d in kept)
         cost.requests += len(pairs)
         cost.num_bytes += sum(map(len, answers))
+
+
+def _read_all(
+    by_storage: Mapping[Storage, Sequence[tuple[RemoteObject, Range]]],
+) -> list[list[bytes]]:
+    """Read ranges of several storages at once."""
+    jobs = [(s, [one for _, one in pairs]) for s, pairs in by_storage.items()]
+    if len(jobs) < 2:
+        return [storage.read_ranges(ranges) for storage, ranges in jobs]
+    with ThreadPoolExecutor(min(len(jobs), _MAX_STORAGES)) as pool:
+        return list(pool.map(lambda job: job[0].read_ranges(job[1]), jobs))
 
 
 def fetch_in_steps(

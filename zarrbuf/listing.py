@@ -6,13 +6,14 @@ Torch-free: listing is quick also where torch takes seconds to load.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from zarrbuf.commits import open_log
 from zarrbuf.format import trajectory_name
 from zarrbuf.local_storage import LocalStorage
-from zarrbuf.locations import StorageOptions, open_storage
+from zarrbuf.locations import Location, StorageOptions, open_storage
 from zarrbuf.manifest import schema_json
 from zarrbuf.rlinf_index import is_rlinf_folder, read_index
 from zarrbuf.rows import Row, Rows
@@ -69,6 +70,7 @@ def list_buffer(
     *,
     version: int | None = None,
     storage_options: StorageOptions | None = None,
+    allow_bases: Sequence[Location] = (),
 ) -> Listing:
     """List a zarrbuf buffer or a folder of RLinf's.
 
@@ -76,12 +78,13 @@ def list_buffer(
         path: where it lies.
         version: list the buffer as it was after that commit; zarrbuf buffers only.
         storage_options: for object stores, see `TrajectoryReplayBuffer`.
+        allow_bases: see `TrajectoryReplayBuffer`.
 
     Raises:
         NotFoundError: if neither is there.
         FormatError: if its lists are damaged.
     """
-    storage = open_storage(path, storage_options)
+    storage = open_storage(path, storage_options, allow_bases=allow_bases)
     if isinstance(storage, LocalStorage) and is_rlinf_folder(storage.root):
         index = read_index(storage.root)
         size = sum(row.size for row in index.rows)

@@ -30,6 +30,9 @@ class LocalStorage(Storage):
         self.root = Path(os.path.abspath(os.fspath(root)))
         self.url = str(self.root)
 
+    def sibling(self, url: str) -> LocalStorage:  # noqa: D102
+        return LocalStorage(url)
+
     def _open_below(self, name: str) -> int:
         """Open a regular file below the root, following no link out of it."""
         *parents, last = checked_name(name).split("/")

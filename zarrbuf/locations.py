@@ -6,7 +6,7 @@ Owns what a URL may look like: no chains, no credentials, no queries.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -15,7 +15,7 @@ from zarrbuf.errors import InvalidInputError
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.object_client import PROTOCOLS, ObjectClient
 from zarrbuf.object_options import secrets_of
-from zarrbuf.object_storage import ObjectStorage
+from zarrbuf.object_storage import ObjectStorage, root_of
 from zarrbuf.storage import Storage
 
 Location = str | os.PathLike[str]
@@ -30,6 +30,7 @@ def open_storage(
     options: StorageOptions | None = None,
     *,
     range_cache: DiskCache | None = None,
+    allow_bases: Sequence[Location] = (),
 ) -> Storage:
     """Return the storage that a path names. Asks nothing of it yet.
 
@@ -41,12 +42,30 @@ def open_storage(
             for a store without exclusive creation and one writer); whatever else the
             client's file system knows.
         range_cache: where what is fetched of an object store is kept.
+        allow_bases: paths and URLs of buffers, or of what they lie below, that the
+            manifest may name; those beside it and in its own bucket it may anyway.
 
     Raises:
         InvalidInputError: for an empty path, a chained URL, another scheme, or a client
             that is not installed.
     """
+    storage = _open(_checked_text(path), options, range_cache)
+    if isinstance(allow_bases, str | os.PathLike):
+        raise InvalidInputError(
+            f"allow_bases is {allow_bases!r}; a list of paths and URLs is needed"
+        )
+    storage.allow_bases = tuple(map(_absolute, allow_bases))
+    return storage
+
+
+def _absolute(path: Location) -> str:
     text = _checked_text(path)
+    return text if "://" in text else os.path.abspath(text)
+
+
+def _open(
+    text: str, options: StorageOptions | None, range_cache: DiskCache | None
+) -> Storage:
     shown = _without_credentials(text)
     scheme = text.partition("://")[0] if "://" in text else ""
     if scheme == "":
@@ -113,7 +132,7 @@ def _open_objects(text: str, scheme: str, options: dict[str, Any]) -> ObjectStor
     return ObjectStorage(
         text,
         ObjectClient(scheme, options, client=client, deadline_s=deadline_s),
-        root=_root_of(text, scheme),
+        root=root_of(text, scheme),
         secrets=secrets_of(options),
         is_single=commit == "single",
     )
@@ -132,14 +151,6 @@ def _split(text: str) -> SplitResult:
         return urlsplit(text)
     except ValueError as exc:
         raise InvalidInputError(f"path {text!r} is no URL: {exc}") from exc
-
-
-def _root_of(text: str, scheme: str) -> str:
-    """Return what fsspec calls the folder."""
-    if scheme in ("http", "https"):
-        return text
-    path = text[len(scheme) + len("://") :].strip("/")
-    return f"/{path}" if scheme == "memory" else path
 
 
 def _seconds(name: str, value: Any) -> float:

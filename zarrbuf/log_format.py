@@ -204,7 +204,7 @@ def _check_action(action: Mapping[str, Any], *, where: str) -> None:
         if not all(type(n) is int and 0 <= n < 2**63 for n in fields["ids"]):
             raise FormatError(f"{where}: ids are not all trajectory ids")
     elif kind == "meta":
-        check_objects(fields["bases"], where=where)
+        check_bases(fields["bases"], where=where)
     elif kind in ("vacuum", "vacuum_done"):
         _check_vacuum(fields, where=where)
     elif kind in ("pin", "unpin"):
@@ -212,14 +212,18 @@ def _check_action(action: Mapping[str, Any], *, where: str) -> None:
         check_pins({fields["pin"]: value}, where=where)
 
 
-def check_objects(values: Sequence[Any], *, where: str) -> None:
-    """Check that values are JSON objects.
+def check_bases(values: Sequence[Any], *, where: str) -> None:
+    """Check bases: where another buffer lies, and its uuid.
 
     Raises:
-        FormatError: if one is not.
+        FormatError: if one is malformed.
     """
-    if not all(isinstance(value, dict) for value in values):
-        raise FormatError(f"{where}: {values!r:.80} must be objects")
+    for value in values:
+        if not isinstance(value, dict):
+            raise FormatError(f"{where}: base {value!r:.80} must be an object")
+        _check_types(value, {"url": str, "uuid": str}, where=where)
+        if not value["url"] or not _HEX32.fullmatch(value["uuid"]):
+            raise FormatError(f"{where}: base {value!r:.80} is malformed")
 
 
 def check_pins(pins: Mapping[str, Any], *, where: str) -> None:

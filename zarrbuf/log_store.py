@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from zarrbuf.bases import Bases
 from zarrbuf.checkpoints import write_segments
 from zarrbuf.commits import CommitLog, open_log, open_or_create_log
 from zarrbuf.errors import (
@@ -71,6 +72,7 @@ class LogStore(TrajectoryStore):
         """Use an opened log."""
         self.log = log
         self.storage: Storage = log.storage
+        self._bases = Bases(self.storage)
         self._unclear_since: int | None = None
 
     @classmethod
@@ -85,6 +87,10 @@ class LogStore(TrajectoryStore):
         """Open the buffer that is there, or make one."""
         config = {"seed": seed, "codec": codec}
         return cls(open_or_create_log(storage, config=config))
+
+    @property
+    def url(self) -> str:  # noqa: D102
+        return self.storage.url
 
     @property
     def listed(self) -> Stretch:  # noqa: D102
@@ -124,17 +130,30 @@ class LogStore(TrajectoryStore):
         return self.log.snapshot.schemas[row.schema]
 
     def open_archive(self, row: Row) -> TrajectoryArchive:  # noqa: D102
-        self._check_base(row)
         try:
-            source = self.storage.open_source(row.path)
+            source = self.home(row).open_source(row.path)
         except NotFoundError as exc:
             raise NotFoundError(f"{self._name(row)} is missing") from exc
         archive = TrajectoryArchive(source, name=self._name(row))
         check_row(row, archive)
         return archive
 
+    def home(self, row: Row) -> Storage:
+        """Return where the archive of a row lies, in this buffer or a base.
+
+        Raises:
+            UntrustedBaseError: if it lies where this buffer may not point.
+            NotFoundError: if the base is gone.
+            FormatError: if the base is another buffer than was named.
+        """
+        return self.home_of(row.base)
+
+    def home_of(self, base: int) -> Storage:
+        """Return where the archives of a base lie; raises what `home` does."""
+        return self._bases.storage_of(base, self.log.snapshot.bases)
+
     def _name(self, row: Row) -> str:
-        return f"{known_name(row)} ({self.storage.describe(row.path)})"
+        return f"{known_name(row)} ({self.home(row).describe(row.path)})"
 
     def open_archives(  # noqa: D102
         self, rows: Sequence[Row], cost: FetchCost
@@ -160,17 +179,8 @@ class LogStore(TrajectoryStore):
         return archives
 
     def _remote(self, row: Row) -> RemoteObject:
-        self._check_base(row)
         data = SparseObject(row.size, name=self._name(row))
-        return RemoteObject(self.storage, row.path, data)
-
-    @staticmethod
-    def _check_base(row: Row) -> None:
-        if row.base:
-            raise FormatError(
-                f"{known_name(row)}: lies in another buffer (base {row.base}), which "
-                "this version does not read"
-            )
+        return RemoteObject(self.home(row), row.path, data)
 
     def append(self, items: Sequence[NewTrajectory]) -> None:  # noqa: D102
         if self._unclear_since is None:

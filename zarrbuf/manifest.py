@@ -142,6 +142,7 @@ class Change:
         self._changes: dict[str, Any] = {
             "ts": snapshot.ts,
             "schemas": snapshot.schemas,
+            "bases": snapshot.bases,
             "pins": dict(snapshot.pins),
             "next_trajectory_id": snapshot.next_trajectory_id,
         }
@@ -185,6 +186,8 @@ class Change:
         schemas = {int(key, 16) for key in self._changes["schemas"]}
         if not set(np.unique(rows.fixed["schema"]).tolist()) <= schemas:
             raise FormatError(f"{where}: a row names a schema that is not declared")
+        if rows.column("base").max() > len(self._changes["bases"]):
+            raise FormatError(f"{where}: a row names a base that is not declared")
         # Ids that go on rising, as all appends do, need no look at the others.
         known = self._changes["next_trajectory_id"]
         ids = rows.trajectory_ids
@@ -226,6 +229,9 @@ class Change:
             raise FormatError(f"{where}: trajectory id {int(twice[0])} is listed twice")
 
     def _apply_meta(self, action: Action, commit: Commit, line: str) -> None:
+        before = self._changes["bases"]
+        if tuple(action["bases"][: len(before)]) != before:
+            raise FormatError(f"{line}: bases are only added, since rows number them")
         self._changes |= {
             "schemas": parse_schemas(action["schemas"], where=line),
             "bases": tuple(action["bases"]),

@@ -56,6 +56,17 @@ class ObjectStorage(Storage):
         method = _COMMIT_METHODS.get(client.protocol, "single")
         self.commit_method = "single" if is_single else method
 
+    def sibling(self, url: str) -> ObjectStorage:  # noqa: D102
+        found = ObjectStorage(
+            url,
+            self._client,
+            root=root_of(url, self._client.protocol),
+            secrets=self._secrets,
+            is_single=self._is_single,
+        )
+        found.range_cache = self.range_cache
+        return found
+
     def _path(self, name: str) -> str:
         return f"{self._root}/{checked_name(name)}" if name else self._root
 
@@ -223,6 +234,14 @@ class ObjectStorage(Storage):
             text = "no answer in time"
         kind = StorageRefusedError if failed.fault is Fault.REFUSED else StorageError
         raise kind(f"cannot {verb} {where}: {text:.500}") from cause
+
+
+def root_of(url: str, protocol: str) -> str:
+    """Return what fsspec calls a folder."""
+    if protocol in ("http", "https"):
+        return url
+    path = url[len(protocol) + len("://") :].strip("/")
+    return f"/{path}" if protocol == "memory" else path
 
 
 def _is(answer: Any, fault: Fault) -> bool:

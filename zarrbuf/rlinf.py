@@ -97,6 +97,10 @@ class RlinfStore(TrajectoryStore):
         return store
 
     @property
+    def url(self) -> str:  # noqa: D102
+        return str(self.folder)
+
+    @property
     def listed(self) -> Stretch:  # noqa: D102
         return self._table.listed
 

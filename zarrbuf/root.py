@@ -20,13 +20,13 @@ from zarrbuf.storage import Outcome, Storage
 _COMMIT_METHODS: Final = ("link", "if-none-match", "generation", "lock", "single")
 
 
-def encode_root(storage: Storage) -> bytes:
-    """Return the bytes of a fresh `zarrbuf.json`."""
+def encode_root(storage: Storage, *, uuid: str | None = None) -> bytes:
+    """Return the bytes of a fresh `zarrbuf.json`; `uuid` is a fresh one if None."""
     return encode_json(
         {
             "format": "zarrbuf",
             "spec": 1,
-            "uuid": new_uuid(),
+            "uuid": uuid or new_uuid(),
             "created_ms": time.time_ns() // 1_000_000,
             "commit": storage.commit_method,
             "features": [],

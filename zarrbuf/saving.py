@@ -158,9 +158,9 @@ def _bring_archives(
             known = there_now.row(there)
             schema = target.schema(known)
         elif isinstance(store, LogStore) and target.storage.link_from(
-            store.storage, row.path
+            store.home(row), row.path
         ):
-            known, schema = row, store.schema(row)
+            known, schema = dataclasses.replace(row, base=0), store.schema(row)
         else:
             known, schema = _copy_archive(view, position, target.storage, reader)
         # Trajectories of two runs may have one id; the later one gets another.
@@ -183,7 +183,7 @@ def _copy_archive(
         TrajectoryArchive(data, name=storage.describe(row.path)).check()
     schema = archive.header.schema
     row = dataclasses.replace(
-        row, size=len(data), crc=crc32c(data), schema=schema_id(schema)
+        row, size=len(data), crc=crc32c(data), schema=schema_id(schema), base=0
     )
     return row, schema
 

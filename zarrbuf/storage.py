@@ -43,6 +43,7 @@ class Storage(abc.ABC):
         commit_method: how exclusive creation is done, as `zarrbuf.json` records it.
         deadline_s: seconds after which a request that gets no answer is given up.
         range_cache: where ranges of objects are kept that were fetched, if anywhere.
+        allow_bases: roots that a manifest here may name besides those beside it.
         is_remote: whether every read is a request, so that one asks for ranges, and
             for many at once.
     """
@@ -51,7 +52,16 @@ class Storage(abc.ABC):
     commit_method: str
     deadline_s: float = 60.0
     range_cache: DiskCache | None = None
+    allow_bases: tuple[str, ...] = ()
     is_remote: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def sibling(self, url: str) -> Storage:
+        """Return another root of the same kind, reached the same way.
+
+        Args:
+            url: of a place that was checked, see `base_urls`.
+        """
 
     @abc.abstractmethod
     def read(self, name: str) -> bytes:

@@ -72,6 +72,11 @@ class TrajectoryStore(abc.ABC):
         """The rows listed now, in order."""
 
     @property
+    def url(self) -> str | None:
+        """Where it lies; None for memory."""
+        return None
+
+    @property
     def rows(self) -> Rows:
         """The rows listed now, for those who go through all of them."""
         return self.listed.rows

@@ -7,7 +7,7 @@ row. Goes on after a fault, so that one run names all of them.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from zarrbuf.commits import CommitLog, list_versions
 from zarrbuf.errors import FormatError, ZarrbufError
 from zarrbuf.format import ROOT_NAME, TRAJECTORY_DIR, trajectory_path
 from zarrbuf.local_storage import LocalStorage
-from zarrbuf.locations import StorageOptions, open_storage
+from zarrbuf.locations import Location, StorageOptions, open_storage
 from zarrbuf.log_store import LogStore
 from zarrbuf.manifest import Snapshot
 from zarrbuf.opening import open_store
@@ -70,6 +70,7 @@ def verify(
     path: str | os.PathLike[str],
     *,
     storage_options: StorageOptions | None = None,
+    allow_bases: Sequence[Location] = (),
     progress: Progress | None = None,
 ) -> Verification:
     """Read everything a buffer consists of, and check it against each other.
@@ -80,12 +81,13 @@ def verify(
     Args:
         path: a zarrbuf buffer or a folder of RLinf's.
         storage_options: for object stores, see `TrajectoryReplayBuffer`.
+        allow_bases: see `TrajectoryReplayBuffer`.
         progress: called with (trajectories done, trajectories in all).
 
     Raises:
         NotFoundError: if neither is there.
     """
-    storage = open_storage(path, storage_options)
+    storage = open_storage(path, storage_options, allow_bases=allow_bases)
     if isinstance(storage, LocalStorage) and is_rlinf_folder(storage.root):
         return _verify_folder(os.fspath(path), storage, progress)
     storage_root = storage.list_names("")

@@ -1,0 +1,82 @@
+"""Other buffers whose trajectories a manifest names: opened, and known by their uuid.
+
+Owns what is checked before anything of another buffer is read. Knows no row but the
+number of its base; a base's own bases are not followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from zarrbuf.base_urls import base_url, check_trusted, resolve_base
+from zarrbuf.errors import FormatError, NotFoundError
+from zarrbuf.format import ROOT_NAME
+from zarrbuf.root import parse_root
+from zarrbuf.storage import Storage
+
+Base = Mapping[str, Any]
+
+
+class Bases:
+    """The storages that rows of one buffer lie on, opened when first needed."""
+
+    def __init__(self, storage: Storage) -> None:
+        """Open nothing yet; `storage` is the buffer's own."""
+        self._own = storage
+        self._opened: dict[tuple[str, str], Storage] = {}
+
+    def storage_of(self, number: int, bases: Sequence[Base]) -> Storage:
+        """Return where the rows of a base lie.
+
+        Args:
+            number: `base` of a row; 0 for the buffer's own.
+            bases: those of the manifest.
+
+        Raises:
+            UntrustedBaseError: if the base may not be used.
+            NotFoundError: if no buffer is there.
+            FormatError: if another buffer is there.
+        """
+        if number == 0:
+            return self._own
+        base = bases[number - 1]
+        key = (base["url"], base["uuid"])
+        found = self._opened.get(key)
+        if found is None:
+            found = self._opened.setdefault(key, open_base(self._own, base))
+        return found
+
+
+def open_base(own: Storage, base: Base) -> Storage:
+    """Open the storage of a base; raises what `Bases.storage_of` does."""
+    place = resolve_base(own.url, base["url"], where=own.url)
+    check_trusted(own.url, place, own.allow_bases, where=own.url)
+    storage = own.sibling(place.url)
+    where = storage.describe(ROOT_NAME)
+    try:
+        root = storage.read(ROOT_NAME)
+    except NotFoundError as exc:
+        raise NotFoundError(
+            f"{own.url} names trajectories of {storage.url}, where no buffer is"
+        ) from exc
+    uuid = parse_root(root, where=where)["uuid"]
+    if uuid != base["uuid"]:
+        raise FormatError(
+            f"{own.url} names trajectories of the buffer {base['uuid']} at "
+            f"{storage.url}, but {where} is of the buffer {uuid}"
+        )
+    return storage
+
+
+def make_base(own: Storage, other: Storage, *, uuid: str) -> Base:
+    """Return what the manifest of a buffer says of another one.
+
+    Raises:
+        InvalidInputError: if it cannot name it.
+        UntrustedBaseError: if who opens the buffer would not be let to the other one.
+    """
+    base = {"url": base_url(own.url, other.url), "uuid": uuid}
+    place = resolve_base(own.url, base["url"], where=own.url)
+    check_trusted(own.url, place, own.allow_bases, where=own.url)
+    return base

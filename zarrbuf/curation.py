@@ -1,0 +1,346 @@
+"""New buffers out of old ones: merged, split. A list of names, and bytes only if asked.
+
+Owns the order of the steps: everything is checked, then the sources are pinned, then
+one commit makes the destination. Folders of RLinf's are the business of
+`folder_curation`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from zarrbuf.bases import Base, make_base
+from zarrbuf.chunks import crc32c
+from zarrbuf.destinations import Created, Progress, check_empty
+from zarrbuf.errors import FormatError, InvalidInputError, NotFoundError, StorageError
+from zarrbuf.format import TRAJECTORY_DIR, BatchField, Schema, new_uuid
+from zarrbuf.log_format import Action
+from zarrbuf.log_store import LogStore, listing_actions
+from zarrbuf.manifest import Snapshot
+from zarrbuf.pins import pinned
+from zarrbuf.rows import IntArray, Row, Rows
+from zarrbuf.selection import interleave
+from zarrbuf.small_fields import sorted_fields
+from zarrbuf.storage import Storage
+from zarrbuf.stores import known_name
+from zarrbuf.views import check_fields
+
+Mode = Literal["reference", "hardlink", "copy", "move"]
+MODES: Final[tuple[Mode, ...]] = ("reference", "hardlink", "copy", "move")
+_AT_ONCE: Final = 8
+"""Archives that are copied at once."""
+_MAX_REMOVED: Final = 500_000
+"""Ids in one commit, which may have 16 MiB."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one buffer that shall stand in another one.
+
+    Attributes:
+        store: the buffer.
+        snapshot: what it listed when the rows were chosen.
+        rows: the rows.
+    """
+
+    store: LogStore
+    snapshot: Snapshot
+    rows: Rows
+
+    @classmethod
+    def of(cls, store: LogStore, positions: IntArray | None = None) -> Part:
+        """Choose rows of a buffer by their positions in its list; None for all."""
+        snapshot = store.log.snapshot
+        rows = snapshot.rows
+        return cls(store, snapshot, rows if positions is None else rows.take(positions))
+
+
+@dataclass(frozen=True)
+class Curation:
+    """What a merge or a split made.
+
+    Attributes:
+        destination: where the new buffer lies.
+        sources: what it was made from.
+        mode: how it has the trajectories.
+        num_trajectories: trajectories in it.
+        total_samples: samples in them.
+        num_bytes: bytes of their archives.
+        bytes_copied: bytes of archives that were copied.
+    """
+
+    destination: str
+    sources: tuple[str, ...]
+    mode: str
+    num_trajectories: int
+    total_samples: int
+    num_bytes: int
+    bytes_copied: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return dataclasses.asdict(self)
+
+
+def check_mode(mode: str) -> Mode:
+    """Return `mode` if there is such a one.
+
+    Raises:
+        InvalidInputError: otherwise.
+    """
+    for known in MODES:
+        if mode == known:
+            return known
+    raise InvalidInputError(f"mode is {mode!r}; allowed are {', '.join(MODES)}")
+
+
+def check_schemas(parts: Sequence[Part]) -> dict[str, Schema]:
+    """Check that a field is the same in all sources, and return their schemas.
+
+    Raises:
+        InvalidInputError: naming every field that differs, and where.
+    """
+    schemas: dict[str, Schema] = {}
+    known: dict[str, BatchField] = {}
+    problems: list[str] = []
+    for part in parts:
+        for number in np.unique(part.rows.fixed["schema"]).tolist():
+            key = f"{number:016x}"
+            schemas[key] = part.snapshot.schemas[key]
+            for field in sorted_fields(schemas[key]):
+                try:
+                    check_fields([field], known, name=part.store.storage.url)
+                except InvalidInputError as exc:
+                    problems.append(str(exc))
+                known.setdefault(field.name, field)
+    if problems:
+        raise InvalidInputError("; ".join(dict.fromkeys(problems)))
+    return schemas
+
+
+def make_buffer(
+    parts: Sequence[Part],
+    destination: Storage,
+    *,
+    mode: Mode,
+    op: str,
+    pin: bool = True,
+    progress: Progress | None = None,
+) -> Curation:
+    """Make a buffer of rows of others, ids given anew from 0.
+
+    Args:
+        parts: the rows; they are interleaved by id, then by part.
+        destination: where nothing is yet.
+        mode: "reference" names the archives where they are; "hardlink" and "copy" make
+            the buffer independent of the sources; "move" also takes the rows off the
+            lists of the sources, and deletes nothing.
+        op: what is done, for people who read the log.
+        pin: have the sources keep what is referenced.
+        progress: told of archives brought.
+
+    Raises:
+        InvalidInputError: if the destination is not empty, fields differ, or stores
+            cannot name each other.
+        UntrustedBaseError: if whoever opens the destination would not be let to a
+            source.
+        ConflictError: if a row was taken off the list of its source meanwhile.
+        StorageError: if a storage failed. Nothing is listed at the destination then,
+            and the same call goes on with what was copied.
+    """
+    check_empty(destination)
+    schemas = check_schemas(parts)
+    uuid = new_uuid()
+    rows = Rows.concat([part.rows for part in parts])
+    bytes_copied = 0
+    with ExitStack() as undo:
+        if mode == "reference":
+            bases, numbers = reference_bases(parts, destination)
+            if pin:
+                undo.enter_context(pinned(parts, by=f"{uuid} {destination.url}"))
+        else:
+            bases, numbers = [], np.zeros(len(rows), np.int64)
+            bytes_copied = bring_archives(
+                parts, destination, mode=mode, progress=progress
+            )
+        rows = with_columns(rows, base=numbers).take(
+            interleave([part.rows for part in parts])
+        )
+        rows = with_columns(rows, trajectory_id=np.arange(len(rows)))
+        created = Created(destination)
+        try:
+            actions = [
+                Snapshot(0, "").meta_action(
+                    schemas=schemas, bases=bases, config=parts[0].snapshot.config
+                ),
+                *listing_actions(rows, destination),
+            ]
+            created.commit(actions, op=op, uuid=uuid)
+        except BaseException:
+            created.take_away()
+            raise
+    if mode == "move":
+        for part in parts:
+            remove_rows(part.store, part.rows, reason="move")
+    return Curation(
+        destination=destination.url,
+        sources=tuple(dict.fromkeys(part.store.storage.url for part in parts)),
+        mode=mode,
+        num_trajectories=len(rows),
+        total_samples=rows.total_samples,
+        num_bytes=int(rows.column("size").sum()),
+        bytes_copied=bytes_copied,
+    )
+
+
+def with_columns(rows: Rows, **columns: Any) -> Rows:
+    """Return rows with other values in some columns, not committed anywhere yet."""
+    fixed = rows.fixed.copy()
+    for name, values in {"version": 0, "ts": 0, **columns}.items():
+        fixed[name] = values
+    return Rows(fixed, rows.texts)
+
+
+def reference_bases(
+    parts: Sequence[Part], destination: Storage
+) -> tuple[list[Base], IntArray]:
+    """Return the bases of a buffer that names rows where they are, and the rows' base.
+
+    A row names the buffer that owns its archive, never one that names it too.
+
+    Raises:
+        InvalidInputError: if they are in stores of different kinds.
+        UntrustedBaseError: if one does not lie beside the destination.
+    """
+    numbers: list[IntArray] = []
+    known: dict[str, int] = {}
+    bases: list[Base] = []
+    for part in parts:
+        column = part.rows.column("base")
+        table = np.zeros(len(part.snapshot.bases) + 1, np.int64)
+        for number in np.unique(column).tolist():
+            uuid = part.store.log.uuid
+            if number:
+                uuid = part.snapshot.bases[number - 1]["uuid"]
+            if uuid not in known:
+                owner = part.store.home_of(number)
+                bases.append(make_base(destination, owner, uuid=uuid))
+                known[uuid] = len(bases)
+            table[number] = known[uuid]
+        numbers.append(table[column])
+    return bases, np.concatenate(numbers)
+
+
+def bring_archives(
+    parts: Sequence[Part],
+    destination: Storage,
+    *,
+    mode: Mode,
+    progress: Progress | None,
+) -> int:
+    """Make archives durable at a destination that does not list them yet.
+
+    What is there from a call that was stopped stays and is not read again.
+
+    Returns:
+        Bytes that were copied.
+
+    Raises:
+        NotFoundError: if an archive is missing.
+        FormatError: if an archive is not the one that its row names.
+        StorageError: if a storage failed, or cannot link and was told to.
+    """
+    is_fresh = not destination.list_names(TRAJECTORY_DIR)
+
+    def bring(job: tuple[Part, int]) -> int:
+        part, position = job
+        row = part.rows.row(position)
+        return _bring(row, part.store, destination, mode=mode, is_fresh=is_fresh)
+
+    jobs = [(part, n) for part in parts for n in range(len(part.rows))]
+    total = 0
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        try:
+            for number, copied in enumerate(pool.map(bring, jobs), 1):
+                total += copied
+                if progress is not None:
+                    progress(number, len(jobs))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return total
+
+
+def _bring(
+    row: Row, store: LogStore, destination: Storage, *, mode: Mode, is_fresh: bool
+) -> int:
+    home = store.home(row)
+    try:
+        if mode != "copy" and destination.link_from(home, row.path):
+            return 0
+        if mode == "hardlink":
+            raise StorageError(
+                f"{destination.url} and {home.url} cannot share files: they are not on "
+                "one local file system; use the mode copy"
+            )
+        if not is_fresh:
+            there = destination.read_existing([row.path])[0]
+            if there is not None and _is_archive(there, row):
+                return 0
+        data = home.read(row.path)
+    except NotFoundError as exc:
+        raise NotFoundError(f"{known_name(row)} of {home.url} is missing") from exc
+    if not _is_archive(data, row):
+        raise FormatError(
+            f"{known_name(row)} ({home.describe(row.path)}) is damaged: its size or "
+            "crc32c is not that of the manifest"
+        )
+    destination.put(row.path, data)
+    return len(data)
+
+
+def _is_archive(data: bytes, row: Row) -> bool:
+    return len(data) == row.size and crc32c(data) == row.crc
+
+
+def remove_rows(store: LogStore, rows: Rows, *, reason: str) -> int:
+    """Take rows off the list of a buffer; their archives stay.
+
+    Returns:
+        How many were still listed.
+    """
+    removed = 0
+    for start in range(0, len(rows), _MAX_REMOVED):
+        some = rows.slice(start, start + _MAX_REMOVED).fixed
+        wanted = {(one["uuid"].item(), one["trajectory_id"].item()) for one in some}
+        found: list[int] = []
+
+        def build(
+            now: Snapshot,
+            wanted: Set[tuple[bytes, int]] = wanted,
+            found: list[int] = found,
+        ) -> list[Action]:
+            listed = now.rows.fixed
+            found[:] = [
+                number
+                for uuid, number in zip(
+                    listed["uuid"].tolist(),
+                    listed["trajectory_id"].tolist(),
+                    strict=True,
+                )
+                if (uuid, number) in wanted
+            ]
+            if not found:
+                return []
+            return [{"action": "remove", "ids": list(found), "reason": reason}]
+
+        store.log.commit(build, op=reason)
+        removed += len(found)
+    return removed

@@ -1,0 +1,79 @@
+"""A place where a new buffer is made: empty before, whole after, or as it was.
+
+Owns what may lie there from a program that was killed. Knows no format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Final
+
+from zarrbuf.commits import create_log
+from zarrbuf.errors import InvalidInputError, StorageError
+from zarrbuf.format import ROOT_NAME, SEGMENT_DIR, TMP_DIR, TRAJECTORY_DIR, commit_path
+from zarrbuf.log_format import Action
+from zarrbuf.storage import Outcome, Storage
+
+Progress = Callable[[int, int], None]
+"""Called with (trajectories done, trajectories in all)."""
+_LEFTOVERS: Final = {TRAJECTORY_DIR, SEGMENT_DIR, TMP_DIR}
+
+
+class Created:
+    """What was written so far of a new buffer, so that it can be taken away again."""
+
+    def __init__(self, storage: Storage) -> None:
+        """Start with nothing written on `storage`."""
+        self.storage = storage
+        self.num_bytes = 0
+        self._names: list[str] = []
+
+    def create(self, name: str, data: bytes) -> None:
+        """Create an object that nobody else creates.
+
+        Raises:
+            InvalidInputError: if it is there.
+            StorageError: if it is not surely there then.
+        """
+        self._names.append(name)
+        outcome = self.storage.create(name, data)
+        if outcome is Outcome.EXISTS:
+            self._names.pop()
+            raise InvalidInputError(
+                f"{self.storage.describe(name)} came to be meanwhile; does another "
+                "program write there?"
+            )
+        if outcome is Outcome.UNKNOWN:
+            raise StorageError(f"{self.storage.describe(name)} may or may not be there")
+
+    def commit(
+        self, actions: Sequence[Action], *, op: str, uuid: str | None = None
+    ) -> None:
+        """Make the buffer, its first commit the actions; `op` is for people."""
+        segments = [a["path"] for a in actions if a["action"] == "add_segment"]
+        self._names += [*segments, ROOT_NAME, commit_path(1)]
+        create_log(self.storage, build=lambda _: actions, op=op, uuid=uuid)
+
+    def take_away(self) -> None:
+        """Delete what was written, unless the commit that names it landed."""
+        with suppress(StorageError):
+            if commit_path(1) in self._names and self.storage.exists(commit_path(1)):
+                return
+            for name in self._names:
+                self.storage.delete(name)
+            self.storage.delete_empty_directories()
+
+
+def check_empty(storage: Storage) -> None:
+    """Refuse a destination that holds anything but what a killed program leaves.
+
+    Raises:
+        InvalidInputError: if it is not empty.
+    """
+    found = [name for name in storage.list_names("") if name not in _LEFTOVERS]
+    if found:
+        raise InvalidInputError(
+            f"destination {storage.url} is not empty (it holds {found[0]!r}); name one "
+            "that is"
+        )

@@ -1,0 +1,188 @@
+"""Merge and split: whole buffers in, new buffers out.
+
+Owns what the callers may name: paths, URLs and open buffers, of zarrbuf or of RLinf.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from zarrbuf.curation import Curation, Part, check_mode, make_buffer
+from zarrbuf.destinations import Progress
+from zarrbuf.errors import InvalidInputError
+from zarrbuf.locations import Location, StorageOptions, open_storage
+from zarrbuf.log_store import LogStore
+from zarrbuf.opening import open_store
+from zarrbuf.rows import IntArray
+from zarrbuf.selection import (
+    parse_ids,
+    select_first,
+    select_fractions,
+    select_ids,
+)
+from zarrbuf.storage import Storage
+from zarrbuf.stores import TrajectoryStore
+
+
+def merge(
+    sources: Sequence[Any],
+    destination: Location,
+    *,
+    mode: str = "reference",
+    pin: bool = True,
+    storage_options: StorageOptions | None = None,
+    allow_bases: Sequence[Location] = (),
+    progress: Progress | None = None,
+) -> Curation:
+    """Make one buffer of several: by id, then by source, ids given anew from 0.
+
+    Args:
+        sources: paths, URLs or open buffers, in order.
+        destination: where nothing is yet.
+        mode: "reference" names the archives where they are and copies none;
+            "hardlink" (one local file system) and "copy" make the result independent
+            of the sources; "move" also takes the trajectories off the sources' lists.
+        pin: by reference, have the sources keep what is named, whatever is removed
+            there; a source that cannot be written needs False.
+        storage_options: for object stores, see `TrajectoryReplayBuffer`.
+        allow_bases: places besides those beside the destination that it may name;
+            who opens it has to allow them too.
+        progress: called with (archives brought, archives in all).
+
+    Raises:
+        InvalidInputError: if a source is named twice, fields differ between sources, or
+            the destination is not empty.
+        NotFoundError: if there is no buffer at a source.
+        UntrustedBaseError: if a source does not lie beside the destination.
+        StorageError: if a storage failed; nothing is listed at the destination then.
+    """
+    if isinstance(sources, str | os.PathLike) or not len(sources):
+        raise InvalidInputError(f"sources are {sources!r:.80}; a list is needed")
+    known_mode = check_mode(mode)
+    target = open_storage(destination, storage_options, allow_bases=allow_bases)
+    stores = [_open(one, storage_options, allow_bases) for one in sources]
+    _check_distinct(stores)
+    parts = [Part.of(_log_store(store)) for store in stores]
+    return make_buffer(
+        parts, target, mode=known_mode, op="merge", pin=pin, progress=progress
+    )
+
+
+def split(
+    source: Any,
+    destinations: Sequence[Location],
+    *,
+    count: int | None = None,
+    fractions: Sequence[float] | None = None,
+    ids: str | Sequence[int] | None = None,
+    seed: int | None = None,
+    mode: str = "reference",
+    pin: bool = True,
+    storage_options: StorageOptions | None = None,
+    allow_bases: Sequence[Location] = (),
+    progress: Progress | None = None,
+) -> list[Curation]:
+    """Make buffers of parts of one; exactly one of the selections is given.
+
+    Args:
+        source: path, URL or open buffer.
+        destinations: where nothing is yet; one, or one a fraction.
+        count: the first so many trajectories, in the order of the list.
+        fractions: parts of the list, one after the other, for a destination each.
+        ids: trajectories by id, numbers or a text such as "3,7-20".
+        seed: draw the parts of `fractions` at random, the same for the same seed.
+        mode: see `merge`.
+        pin: see `merge`.
+        storage_options: for object stores, see `TrajectoryReplayBuffer`.
+        allow_bases: see `merge`.
+        progress: called with (archives brought, archives in all), for each part.
+
+    Raises:
+        InvalidInputError: if a selection is not allowed or not exactly one is given.
+        TrajectoryNotFoundError: if an id is not listed.
+        Exception: what `merge` raises.
+    """
+    if isinstance(destinations, str | os.PathLike):
+        destinations = [destinations]
+    known_mode = check_mode(mode)
+    targets = [
+        open_storage(one, storage_options, allow_bases=allow_bases)
+        for one in destinations
+    ]
+    store = _log_store(_open(source, storage_options, allow_bases))
+    selected = _select(store, count=count, fractions=fractions, ids=ids, seed=seed)
+    if len(targets) != len(selected):
+        raise InvalidInputError(
+            f"{len(targets)} destinations are named for {len(selected)} parts"
+        )
+    _check_targets(targets)
+    parts = [Part.of(store, positions) for positions in selected]
+    return [
+        make_buffer(
+            [part], target, mode=known_mode, op="split", pin=pin, progress=progress
+        )
+        for part, target in zip(parts, targets, strict=True)
+    ]
+
+
+def _select(
+    store: TrajectoryStore,
+    *,
+    count: int | None,
+    fractions: Sequence[float] | None,
+    ids: str | Sequence[int] | None,
+    seed: int | None,
+) -> list[IntArray]:
+    given = {"count": count, "fractions": fractions, "ids": ids}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) != 1:
+        raise InvalidInputError(
+            f"given are {', '.join(names) or 'no selection'}; exactly one of "
+            f"{', '.join(given)} is needed"
+        )
+    if seed is not None and fractions is None:
+        raise InvalidInputError("seed is for fractions only")
+    rows = store.rows
+    if fractions is not None:
+        return select_fractions(rows, fractions, seed=seed)
+    if count is not None:
+        return [select_first(rows, count)]
+    text = ids if isinstance(ids, str) else ",".join(map(str, ids or ()))
+    return [select_ids(rows, parse_ids(text))]
+
+
+def _open(
+    source: Any, options: StorageOptions | None, allow_bases: Sequence[Location]
+) -> TrajectoryStore:
+    """Open a source; what an open buffer has queued is saved first."""
+    if hasattr(source, "flush"):
+        source.flush()
+        if source.url is None:
+            raise InvalidInputError(
+                "a source is a buffer in memory; save it by save_checkpoint, and name "
+                "that path"
+            )
+        source = source.url
+    return open_store(open_storage(source, options, allow_bases=allow_bases))
+
+
+def _log_store(store: TrajectoryStore) -> LogStore:
+    assert isinstance(store, LogStore)
+    return store
+
+
+def _check_distinct(stores: Sequence[TrajectoryStore]) -> None:
+    for number, store in enumerate(stores):
+        if any(store.is_same(other) for other in stores[:number]):
+            raise InvalidInputError(
+                f"source {number + 1} is the same buffer as one before it; name each "
+                "source once"
+            )
+
+
+def _check_targets(targets: Sequence[Storage]) -> None:
+    urls = [target.url for target in targets]
+    if len(set(urls)) < len(urls):
+        raise InvalidInputError(f"destinations {urls} are not all different")

@@ -1,0 +1,115 @@
+"""Pins: a buffer keeps what others name, though it no longer lists it.
+
+Owns when a pin is needed and which version it is of. A pin says who asked for it: uuid
+and URL of the buffer that names the trajectories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol
+
+import numpy as np
+
+from zarrbuf.commits import CommitLog, open_log
+from zarrbuf.errors import ConflictError, StorageError, ZarrbufError
+from zarrbuf.format import new_uuid
+from zarrbuf.log_store import LogStore
+from zarrbuf.manifest import Snapshot
+from zarrbuf.rows import Rows
+
+
+class Chosen(Protocol):
+    """Rows of a buffer, chosen from what it listed at one time."""
+
+    @property
+    def store(self) -> LogStore:
+        """The buffer."""
+        ...
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What it listed."""
+        ...
+
+    @property
+    def rows(self) -> Rows:
+        """The rows."""
+        ...
+
+
+@contextmanager
+def pinned(parts: Sequence[Chosen], *, by: str) -> Iterator[None]:
+    """Have the buffers that own some rows keep them; not if the block fails.
+
+    Args:
+        parts: the rows.
+        by: uuid and URL of the buffer that will name them.
+
+    Raises:
+        StorageError: if a buffer cannot be written.
+        ConflictError: if a row was taken off its list meanwhile.
+    """
+    made: list[tuple[CommitLog, str, int]] = []
+    try:
+        for part in parts:
+            for number in np.unique(part.rows.column("base")).tolist():
+                mine = part.rows.take(
+                    np.flatnonzero(part.rows.column("base") == number)
+                )
+                log, version, is_kept = _owner(part, number)
+                made.append((log, _pin(log, version, by=by), version))
+                if not is_kept:
+                    _check_listed(mine, log)
+        yield
+    except BaseException:
+        for log, pin, version in made:
+            with suppress(ZarrbufError):
+                _write(log, "unpin", pin, version, by)
+        raise
+
+
+def _owner(part: Chosen, number: int) -> tuple[CommitLog, int, bool]:
+    """Return the log of the owner of a base, the version to pin, if it is so already.
+
+    What a buffer that is merged again names, its owner keeps for it.
+    """
+    log = part.store.log
+    if number == 0:
+        return log, part.snapshot.version, False
+    owner = open_log(part.store.home_of(number))
+    versions = [
+        pin["version"]
+        for pin in owner.snapshot.pins.values()
+        if str(pin["by"]).startswith(log.uuid)
+    ]
+    return owner, min(versions, default=owner.snapshot.version), bool(versions)
+
+
+def _pin(log: CommitLog, version: int, *, by: str) -> str:
+    pin = new_uuid()
+    try:
+        _write(log, "pin", pin, version, by)
+    except StorageError as exc:
+        raise StorageError(
+            f"{log.storage.url} cannot be told to keep what is referenced ({exc}); "
+            "copy it, or go without (pin=False, --no-pin) if nobody ever removes from "
+            "it"
+        ) from exc
+    return pin
+
+
+def _write(log: CommitLog, action: str, pin: str, version: int, by: str) -> None:
+    one: dict[str, Any] = {"action": action, "pin": pin, "version": version, "by": by}
+    log.commit(lambda now: [one], op=action)
+
+
+def _check_listed(rows: Rows, log: CommitLog) -> None:
+    """Check that rows are listed still: so no vacuum has seen them as free."""
+    gone = np.setdiff1d(rows.fixed["uuid"], log.snapshot.rows.fixed["uuid"])
+    if len(gone):
+        raise ConflictError(
+            f"{log.storage.url} took {len(gone)} of the trajectories off its list "
+            "meanwhile; try again"
+        )
