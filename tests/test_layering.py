@@ -15,6 +15,7 @@ PACKAGE = Path(zarrbuf.__file__).parent
 RANKS = {
     "errors": 0,
     "base_urls": 1,
+    "terminal": 1,
     "object_options": 1,
     "ranges": 1,
     "background": 1,
@@ -97,13 +98,14 @@ RANKS = {
     "merging": 13,
     "buffer": 13,
     "__init__": 14,
-    "cli": 15,
+    "curation_commands": 15,
+    "cli": 16,
 }
 ONLY_IN = {
     "fsspec": {"object_client"},
     "matplotlib": {"visualize"},
-    "click": {"cli"},
-    "tqdm": {"cli"},
+    "click": {"cli", "curation_commands", "terminal"},
+    "tqdm": {"terminal"},
     "ctypes": {"blosc", "loops", "mapping", "memory"},
     "numcodecs": {"blosc"},
     "google_crc32c": {"chunks", "loops"},

@@ -6,44 +6,24 @@ Exit codes: 0 done; 1 what was asked for cannot be had (nothing there, damaged, 
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, Final
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import click
-from tqdm import tqdm
 
 import zarrbuf
+from zarrbuf.curation_commands import merge, split
 from zarrbuf.errors import InvalidInputError, ZarrbufError
-
-_JSON_OPTION: Final = click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object."
-)
-
-
-def _parse_options(
-    context: click.Context, parameter: click.Parameter, pairs: tuple[str, ...]
-) -> dict[str, Any]:
-    """Turn KEY=VALUE pairs into storage options."""
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not key or not equals:
-            raise click.BadParameter(f"{pair!r} is not KEY=VALUE")
-        options[key] = {"true": True, "false": False}.get(value.lower(), value)
-    return options
-
-
-_STORAGE_OPTION: Final = click.option(
-    "--storage-option",
-    "storage_options",
-    metavar="KEY=VALUE",
-    multiple=True,
-    callback=_parse_options,
-    help="For object stores: endpoint_url, key, secret, region, client ...",
+from zarrbuf.terminal import (
+    ALLOW_BASE_OPTION,
+    JSON_OPTION,
+    STORAGE_OPTION,
+    format_bytes,
+    print_json,
+    printable,
+    show_progress,
 )
 
 
@@ -56,36 +36,6 @@ class _Group(click.Group):
         except ZarrbufError as exc:
             click.echo(f"zarrbuf: {printable(str(exc))}", err=True)
             ctx.exit(2 if isinstance(exc, InvalidInputError) else 1)
-
-
-def printable(text: str) -> str:
-    """Escape what a terminal would obey: names come from files of others."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-def _print_json(value: Mapping[str, Any]) -> None:
-    click.echo(json.dumps(value, indent=2))
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on a terminal; be quiet in a pipe."""
-    with tqdm(desc=what, unit=" trajectories", disable=None, leave=False) as bar:
-
-        def update(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield update
-
-
-def format_bytes(count: float) -> str:
-    """Return a number of bytes for people, in powers of 1024."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -103,28 +53,31 @@ def main() -> None:
 @click.argument("destination", metavar="DST")
 @click.option("--to", type=click.Choice(["zarr", "pt", "pkl"]), default="zarr")
 @click.option("--codec", type=click.Choice(["lz4", "zstd", "none"]), default="lz4")
-@_STORAGE_OPTION
-@_JSON_OPTION
+@STORAGE_OPTION
+@ALLOW_BASE_OPTION
+@JSON_OPTION
 def convert(
     source: str,
     destination: str,
     to: str,
     codec: str,
     storage_options: dict[str, Any],
+    allow_bases: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Convert the buffer at SRC into a new one at DST, losslessly."""
-    with _progress("convert") as progress:
+    with show_progress("convert") as progress:
         done = zarrbuf.convert(
             source,
             destination,
             to=to,
             codec=codec,
             storage_options=storage_options,
+            allow_bases=allow_bases,
             progress=progress,
         )
     if as_json:
-        _print_json(done.to_json())
+        print_json(done.to_json())
         return
     ratio = done.source_bytes / max(1, done.destination_bytes)
     click.echo(
@@ -148,8 +101,9 @@ def convert(
 @click.option("--cache-size", type=int, default=5, show_default=True)
 @click.option("--enable-cache", is_flag=True, help="Keep small fields decoded.")
 @click.option("--seed", type=int, help="Start the draws at this seed.")
-@_STORAGE_OPTION
-@_JSON_OPTION
+@STORAGE_OPTION
+@ALLOW_BASE_OPTION
+@JSON_OPTION
 def sample(
     load_path: str,
     num_chunks: int,
@@ -158,6 +112,7 @@ def sample(
     enable_cache: bool,
     seed: int | None,
     storage_options: dict[str, Any],
+    allow_bases: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Draw one batch and say what is in it and what it cost."""
@@ -166,6 +121,7 @@ def sample(
         cache_size=cache_size,
         sample_window_size=sample_window_size,
         storage_options=storage_options,
+        allow_bases=allow_bases,
     )
     started = time.perf_counter()
     buffer.load_checkpoint(load_path)
@@ -181,7 +137,7 @@ def sample(
         "stats": buffer.get_stats(),
     }
     if as_json:
-        _print_json(report)
+        print_json(report)
         return
     for name, field in report["batch"].items():
         click.echo(f"{printable(name):32} {field['shape']!s:24} {field['dtype']}")
@@ -212,13 +168,21 @@ def _describe(batch: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 @main.command()
 @click.argument("path")
-@_STORAGE_OPTION
-@_JSON_OPTION
-def info(path: str, storage_options: dict[str, Any], as_json: bool) -> None:
+@STORAGE_OPTION
+@ALLOW_BASE_OPTION
+@JSON_OPTION
+def info(
+    path: str,
+    storage_options: dict[str, Any],
+    allow_bases: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Say what the buffer at PATH holds, in a few lines."""
-    summary = zarrbuf.list_buffer(path, storage_options=storage_options).to_json()
+    summary = zarrbuf.list_buffer(
+        path, storage_options=storage_options, allow_bases=allow_bases
+    ).to_json()
     if as_json:
-        _print_json(summary)
+        print_json(summary)
         return
     schemas = summary.pop("schemas", {})
     for name, value in summary.items():
@@ -232,17 +196,23 @@ def info(path: str, storage_options: dict[str, Any], as_json: bool) -> None:
 
 @main.command(name="ls")
 @click.argument("path")
-@_STORAGE_OPTION
-@_JSON_OPTION
+@STORAGE_OPTION
+@ALLOW_BASE_OPTION
+@JSON_OPTION
 def list_trajectories(
-    path: str, storage_options: dict[str, Any], as_json: bool
+    path: str,
+    storage_options: dict[str, Any],
+    allow_bases: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """List the trajectories of the buffer at PATH."""
-    listing = zarrbuf.list_buffer(path, storage_options=storage_options)
+    listing = zarrbuf.list_buffer(
+        path, storage_options=storage_options, allow_bases=allow_bases
+    )
     rows = (listing.rows.row(position) for position in range(len(listing.rows)))
     if as_json:
         entries = [zarrbuf.row_json(row, name=listing.name(row)) for row in rows]
-        _print_json({"path": listing.path, "trajectories": entries})
+        print_json({"path": listing.path, "trajectories": entries})
         return
     for row in rows:
         size = format_bytes(row.size) if row.size else ""
@@ -252,16 +222,25 @@ def list_trajectories(
 
 @main.command()
 @click.argument("path")
-@_STORAGE_OPTION
-@_JSON_OPTION
-def verify(path: str, storage_options: dict[str, Any], as_json: bool) -> None:
+@STORAGE_OPTION
+@ALLOW_BASE_OPTION
+@JSON_OPTION
+def verify(
+    path: str,
+    storage_options: dict[str, Any],
+    allow_bases: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Read every byte of the buffer at PATH; exit 1 if anything is wrong."""
-    with _progress("verify") as progress:
+    with show_progress("verify") as progress:
         result = zarrbuf.verify(
-            path, storage_options=storage_options, progress=progress
+            path,
+            storage_options=storage_options,
+            allow_bases=allow_bases,
+            progress=progress,
         )
     if as_json:
-        _print_json(result.to_json())
+        print_json(result.to_json())
     else:
         for problem in result.problems:
             click.echo(f"damaged: {printable(problem)}")
@@ -272,6 +251,10 @@ def verify(path: str, storage_options: dict[str, Any], as_json: bool) -> None:
         )
     if not result.is_sound:
         sys.exit(1)
+
+
+for _command in (merge, split):
+    main.add_command(_command)
 
 
 if __name__ == "__main__":
