@@ -72,6 +72,7 @@ def merge(
 @click.option("--count", type=int, help="The first so many trajectories.")
 @click.option("--fraction", help="Parts of the list, one DEST each: 0.9,0.1")
 @click.option("--ids", help="Trajectories by id: 3,7-20")
+@click.option("--where", metavar="EXPR", help="Where 'mean_return > 3 and T == 64'.")
 @click.option("--seed", type=int, help="Draw the parts of --fraction at random.")
 @_MODE_OPTION
 @_PIN_OPTION
@@ -84,6 +85,7 @@ def split(
     count: int | None,
     fraction: str | None,
     ids: str | None,
+    where: str | None,
     seed: int | None,
     mode: str,
     no_pin: bool,
@@ -99,6 +101,7 @@ def split(
             count=count,
             fractions=None if fraction is None else _fractions(fraction),
             ids=ids,
+            where=where,
             seed=seed,
             mode=mode,
             pin=not no_pin,

@@ -40,6 +40,7 @@ from zarrbuf.metadata import (
     time_dimension,
 )
 from zarrbuf.parallel import encode_rows
+from zarrbuf.summaries import summarize
 from zarrbuf.trajectory import Tensor, flatten_trajectory, to_tensor
 from zarrbuf.trajectory_archive import TrajectoryArchive, TrajectoryHeader
 from zarrbuf.workers import Workers
@@ -62,12 +63,14 @@ class EncodedTrajectory:
         header: its attributes.
         shape: shape of the field that gave T and B.
         crc: crc32c of `data`.
+        tags: what the manifest says of its content.
     """
 
     data: bytes
     header: TrajectoryHeader
     shape: tuple[int, ...]
     crc: int
+    tags: dict[str, Any]
 
 
 def encode_trajectory(
@@ -114,7 +117,9 @@ def encode_trajectory(
         codec=codec,
         encode_rows=functools.partial(encode_rows, workers=workers),
     )
-    return EncodedTrajectory(data, header, first, crc32c(data))
+    fields = {path: (array.parts[0], array.dtype) for path, array in arrays.items()}
+    tags = summarize(fields, num_steps)
+    return EncodedTrajectory(data, header, first, crc32c(data), tags)
 
 
 def _max_episode_length(trajectory: Any) -> int:

@@ -6,12 +6,13 @@ Owns what the callers may name: paths, URLs and open buffers, of zarrbuf or of R
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zarrbuf.curation import Curation, Part, check_mode, make_buffer
 from zarrbuf.destinations import Progress
 from zarrbuf.errors import InvalidInputError
+from zarrbuf.expressions import select_where
 from zarrbuf.locations import Location, StorageOptions, open_storage
 from zarrbuf.log_store import LogStore
 from zarrbuf.opening import open_store
@@ -77,6 +78,7 @@ def split(
     count: int | None = None,
     fractions: Sequence[float] | None = None,
     ids: str | Sequence[int] | None = None,
+    where: str | None = None,
     seed: int | None = None,
     mode: str = "reference",
     pin: bool = True,
@@ -92,6 +94,7 @@ def split(
         count: the first so many trajectories, in the order of the list.
         fractions: parts of the list, one after the other, for a destination each.
         ids: trajectories by id, numbers or a text such as "3,7-20".
+        where: those for which a condition holds, see `zarrbuf.expressions`.
         seed: draw the parts of `fractions` at random, the same for the same seed.
         mode: see `merge`.
         pin: see `merge`.
@@ -112,7 +115,8 @@ def split(
         for one in destinations
     ]
     store = _log_store(_open(source, storage_options, allow_bases))
-    selected = _select(store, count=count, fractions=fractions, ids=ids, seed=seed)
+    given = {"count": count, "fractions": fractions, "ids": ids, "where": where}
+    selected = _select(store, given, seed=seed)
     if len(targets) != len(selected):
         raise InvalidInputError(
             f"{len(targets)} destinations are named for {len(selected)} parts"
@@ -128,29 +132,28 @@ def split(
 
 
 def _select(
-    store: TrajectoryStore,
-    *,
-    count: int | None,
-    fractions: Sequence[float] | None,
-    ids: str | Sequence[int] | None,
-    seed: int | None,
+    store: TrajectoryStore, given: Mapping[str, Any], *, seed: int | None
 ) -> list[IntArray]:
-    given = {"count": count, "fractions": fractions, "ids": ids}
     names = [name for name, value in given.items() if value is not None]
     if len(names) != 1:
         raise InvalidInputError(
             f"given are {', '.join(names) or 'no selection'}; exactly one of "
             f"{', '.join(given)} is needed"
         )
-    if seed is not None and fractions is None:
+    (name,), rows = names, store.rows
+    value = given[name]
+    if name == "fractions":
+        return select_fractions(rows, value, seed=seed)
+    if seed is not None:
         raise InvalidInputError("seed is for fractions only")
-    rows = store.rows
-    if fractions is not None:
-        return select_fractions(rows, fractions, seed=seed)
-    if count is not None:
-        return [select_first(rows, count)]
-    text = ids if isinstance(ids, str) else ",".join(map(str, ids or ()))
-    return [select_ids(rows, parse_ids(text))]
+    if name == "count":
+        return [select_first(rows, value)]
+    if name == "ids":
+        return [select_ids(rows, parse_ids(value))]
+    positions = select_where(rows, value)
+    if not len(positions):
+        raise InvalidInputError(f"condition {value!r:.200} holds for no trajectory")
+    return [positions]
 
 
 def _open(

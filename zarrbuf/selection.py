@@ -68,12 +68,19 @@ def select_fractions(
     return [np.sort(order[a:b]) for a, b in itertools.pairwise(edges)]
 
 
-def parse_ids(text: str) -> IntArray:
+def parse_ids(ids: str | Sequence[int]) -> IntArray:
     """Read ids such as "3,7-20"; both ends of a range belong to it.
+
+    Args:
+        ids: a text, or whole numbers.
+
+    Returns:
+        int64, rising.
 
     Raises:
         InvalidInputError: pointing at what is no id.
     """
+    text = ids if isinstance(ids, str) else ",".join(map(str, ids))
     parts: list[IntArray] = []
     for part in text.split(","):
         match = _ID_RANGE.fullmatch(part)

@@ -48,6 +48,7 @@ class NewTrajectory:
             size=len(encoded.data),
             crc=encoded.crc,
             schema=schema_id(header.schema),
+            tags=encoded.tags,
         )
         return cls(row, encoded)
 

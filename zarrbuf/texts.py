@@ -17,6 +17,9 @@ from zarrbuf.errors import FormatError
 
 IntArray = npt.NDArray[np.int64]
 _MAX_WORDS: Final = 8
+_LONG: Final = 24
+"""Bytes of a string, on average, from which on it is copied as a whole: 0.3 us a string
+then, else 12 ns a byte."""
 _FACTORS: Final = np.array(
     [pow(0x9E3779B97F4A7C15, n + 1, 2**64) for n in range(_MAX_WORDS)], np.uint64
 )
@@ -91,11 +94,25 @@ class TextColumn:
         Returns:
             int64 [n + 1], where each string starts, and uint8, all strings.
         """
+        if self._is_in_order():
+            return self.offsets, self.data[: self.offsets[-1]]
         starts = self.offsets[:-1][self.numbers]
         sizes = np.diff(self.offsets)[self.numbers]
         offsets = np.concatenate([[0], np.cumsum(sizes)])
+        if offsets[-1] > _LONG * len(sizes):
+            view, stops = self.data.data, starts + sizes
+            pairs = zip(starts.tolist(), stops.tolist(), strict=True)
+            joined = b"".join([view[start:stop] for start, stop in pairs])
+            return offsets, np.frombuffer(joined, np.uint8)
         shift = np.repeat(starts - offsets[:-1], sizes)
         return offsets, self.data[np.arange(offsets[-1]) + shift]
+
+    def _is_in_order(self) -> bool:
+        """Whether each row has the distinct string of its own number, from 0."""
+        numbers = self.numbers
+        if len(numbers) != self.num_distinct or self.offsets[0]:
+            return False
+        return bool((numbers == np.arange(len(numbers), dtype=np.int32)).all())
 
     def trimmed(self) -> TextColumn:
         """Return the same strings, less the distinct ones that no row has."""

@@ -1,0 +1,275 @@
+"""Conditions on rows of the manifest, written as text: `mean_return > 3 and T == 64`.
+
+Pure: Python's own grammar parses them, and only comparisons, arithmetic and logic are
+evaluated, over columns at once. What a row has no value for is in no comparison true.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import json
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from zarrbuf.errors import InvalidInputError
+from zarrbuf.format import AnyArray
+from zarrbuf.rows import IntArray, Rows
+
+MAX_TEXT: Final = 4096
+COLUMNS: Final = (
+    "trajectory_id",
+    "T",
+    "B",
+    "num_samples",
+    "max_episode_length",
+    "size",
+    "version",
+    "ts",
+)
+_TEXT_COLUMN: Final = "model_weights_id"
+_COMPARE: Final[Mapping[type[ast.AST], Callable[[Any, Any], Any]]] = {
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+}
+_ARITHMETIC: Final[Mapping[type[ast.AST], Callable[[Any, Any], Any]]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Mod: operator.mod,
+}
+BoolArray = npt.NDArray[np.bool_]
+
+
+def select_where(rows: Rows, text: str) -> IntArray:
+    """Return the positions of the rows for which a condition holds.
+
+    Args:
+        rows: all.
+        text: names of columns (`trajectory_id`, `T`, `B`, `num_samples`, `size` in
+            bytes, `model_weights_id`, `version`, `ts`, `max_episode_length`) and of
+            tags, numbers, texts in quotes, `< <= > >= == != in`, `+ - * / %`,
+            `and or not` and parentheses.
+
+    Raises:
+        InvalidInputError: pointing at what is not allowed.
+    """
+    condition = _Condition(rows, text)
+    held = condition.evaluate()
+    positions: IntArray = np.flatnonzero(held)
+    return positions
+
+
+class _Condition:
+    """One condition over some rows."""
+
+    def __init__(self, rows: Rows, text: str) -> None:
+        self._rows = rows
+        self._text = text
+        if not text.strip() or len(text) > MAX_TEXT:
+            raise InvalidInputError(
+                f"condition {text!r:.80} is not allowed: 1 to {MAX_TEXT} characters "
+                "are needed"
+            )
+
+    def evaluate(self) -> BoolArray:
+        """Return for each row whether the condition holds."""
+        try:
+            tree = ast.parse(self._text.strip(), mode="eval")
+            return self._truth(tree.body)
+        except SyntaxError as exc:
+            raise self._error(exc.msg, (exc.offset or 1) - 1) from None
+        except (RecursionError, MemoryError):
+            raise self._error("nested too deep", 0) from None
+        except ValueError as exc:
+            if isinstance(exc, InvalidInputError):
+                raise
+            raise self._error(str(exc), 0) from None
+
+    def _error(self, what: str, column: int) -> InvalidInputError:
+        text = self._text.strip()
+        shown, place = text[max(0, column) : column + 30], column + 1
+        where = f"at character {place}, {shown!r}" if shown else "at its end"
+        return InvalidInputError(f"condition {text!r:.200}: {what} {where}")
+
+    def _wrong(self, node: ast.AST, what: str) -> InvalidInputError:
+        # In bytes of UTF-8, of the only line.
+        line = self._text.strip().encode()
+        offset = getattr(node, "col_offset", 0)
+        return self._error(what, len(line[:offset].decode(errors="replace")))
+
+    def _truth(self, node: ast.expr) -> BoolArray:
+        """Evaluate what has to be true or false for each row."""
+        if isinstance(node, ast.BoolOp):
+            parts = [self._truth(value) for value in node.values]
+            is_and = isinstance(node.op, ast.And)
+            join = np.logical_and if is_and else np.logical_or
+            found: BoolArray = functools.reduce(join, parts)
+            return found
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            return ~self._truth(node.operand)
+        if isinstance(node, ast.Compare):
+            return self._comparison(node)
+        value = self._value(node)
+        if isinstance(value, bool):
+            return np.full(len(self._rows), value)
+        if isinstance(value, np.ndarray) and value.dtype == np.bool_:
+            return value
+        raise self._wrong(node, "a comparison is needed, such as T == 64,")
+
+    def _comparison(self, node: ast.Compare) -> BoolArray:
+        held = np.ones(len(self._rows), np.bool_)
+        left = self._value(node.left)
+        for op, right_node in zip(node.ops, node.comparators, strict=True):
+            if isinstance(op, ast.In | ast.NotIn):
+                if not isinstance(right_node, ast.Tuple | ast.List):
+                    raise self._wrong(right_node, "a list such as (1, 2) is needed")
+                items = [self._value(item) for item in right_node.elts]
+                found = np.zeros(len(self._rows), np.bool_)
+                for item in items:
+                    found |= self._compare(operator.eq, left, item, right_node)
+                if isinstance(op, ast.NotIn):
+                    found = ~found & _is_there(left, len(self._rows))
+                held &= found
+                continue
+            if type(op) not in _COMPARE:
+                raise self._wrong(node, "'is' is not allowed; write == or !=,")
+            right = self._value(right_node)
+            held &= self._compare(_COMPARE[type(op)], left, right, right_node)
+            left = right
+        return held
+
+    def _compare(
+        self, compare: Callable[[Any, Any], Any], left: Any, right: Any, node: ast.expr
+    ) -> BoolArray:
+        size = len(self._rows)
+        if _is_text(left) != _is_text(right):
+            raise self._wrong(node, "a text is compared with a number")
+        held: BoolArray = np.zeros(size, np.bool_)
+        there = _is_there(left, size) & _is_there(right, size)
+        some = np.flatnonzero(there)
+        a, b = (v[some] if isinstance(v, np.ndarray) else v for v in (left, right))
+        try:
+            held[some] = compare(a, b)
+        except OverflowError:
+            raise self._wrong(node, "a number is too large") from None
+        return held
+
+    def _value(self, node: ast.expr) -> Any:
+        """Evaluate a number or text, one or one a row."""
+        if isinstance(node, ast.Constant):
+            if type(node.value) in (bool, int, float, str):
+                return node.value
+            raise self._wrong(node, "a number or a text is needed")
+        if isinstance(node, ast.Name):
+            return self._column(node)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
+            value = self._number(node.operand)
+            return -value if isinstance(node.op, ast.USub) else value
+        if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
+            return self._arithmetic(node)
+        if isinstance(node, ast.BoolOp | ast.Compare) or (
+            isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)
+        ):
+            return self._truth(node)
+        raise self._wrong(node, "this is not allowed")
+
+    def _arithmetic(self, node: ast.BinOp) -> Any:
+        left, right = self._number(node.left), self._number(node.right)
+        with np.errstate(all="ignore"):
+            try:
+                value = _ARITHMETIC[type(node.op)](left, right)
+            except (ZeroDivisionError, OverflowError) as exc:
+                raise self._wrong(node, str(exc)) from None
+        return value
+
+    def _number(self, node: ast.expr) -> Any:
+        value = self._value(node)
+        if _is_text(value):
+            raise self._wrong(node, "a number is needed")
+        # As floats: a difference of two whole numbers may leave 64 bits.
+        return value.astype(float) if isinstance(value, np.ndarray) else float(value)
+
+    def _column(self, node: ast.Name) -> AnyArray:
+        name = node.id
+        if name in COLUMNS:
+            return self._rows.column(name)
+        if name == _TEXT_COLUMN:
+            return _texts(self._rows)
+        found = tag_column(self._rows, name)
+        if found is None and len(self._rows):
+            known = ", ".join([*COLUMNS, _TEXT_COLUMN, *tag_names(self._rows)])
+            raise self._wrong(node, f"no row has {name!r}; known are {known};")
+        return np.zeros(0) if found is None else found
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, np.ndarray) and value.dtype == object
+    )
+
+
+def _is_there(value: Any, size: int) -> BoolArray:
+    """Return for which rows there is a value."""
+    if not isinstance(value, np.ndarray):
+        return np.full(size, value == value)
+    if value.dtype == object:
+        return np.array([one is not None for one in value], np.bool_)
+    return ~np.isnan(value) if value.dtype.kind == "f" else np.ones(size, np.bool_)
+
+
+def _texts(rows: Rows) -> AnyArray:
+    text = rows.texts[_TEXT_COLUMN]
+    some, inverse = np.unique(text.numbers, return_inverse=True)
+    distinct = [text.blob(number).decode(errors="replace") for number in some.tolist()]
+    found: AnyArray = np.array(distinct, object)[inverse]
+    return found
+
+
+def _parsed_tags(rows: Rows) -> tuple[list[dict[str, Any]], IntArray]:
+    """Return the distinct tags of rows, and which of them each row has."""
+    text = rows.texts["tags"]
+    some, inverse = np.unique(text.numbers, return_inverse=True)
+    parsed = []
+    for number in some.tolist():
+        try:
+            value = json.loads(text.blob(number) or b"{}")
+        except (ValueError, RecursionError):
+            value = None
+        parsed.append(value if isinstance(value, dict) else {})
+    return parsed, inverse
+
+
+def tag_names(rows: Rows) -> list[str]:
+    """Return the names of all tags that a row has."""
+    return sorted({name for tags in _parsed_tags(rows)[0] for name in tags})
+
+
+def tag_column(rows: Rows, name: str) -> AnyArray | None:
+    """Return the values of a tag: float64 with NaN, or texts with None, for no value.
+
+    Returns:
+        [n], or None if no row has it. A tag that is a text in one row is one in all;
+        numbers are none there.
+    """
+    parsed, inverse = _parsed_tags(rows)
+    values = [tags.get(name) for tags in parsed]
+    if all(value is None for value in values):
+        return None
+    if any(isinstance(value, str) for value in values):
+        texts = [value if isinstance(value, str) else None for value in values]
+        column: AnyArray = np.array(texts, object)
+    else:
+        numbers = [np.nan if value is None else float(value) for value in values]
+        column = np.array(numbers)
+    found: AnyArray = column[inverse]
+    return found
