@@ -64,7 +64,7 @@ def test_a_condition_holds_where_it_should(text: str, expected: list[int]) -> No
     ("text", "words"),
     [
         ("", "1 to 4096 characters"),
-        ("T = 3", r"at character 1, 'T = 3'"),
+        ("T = 3", r"at character 3, '= 3'"),
         ("T > > 3", r"invalid syntax at character 5, '> 3'"),
         ("T > 3 and (B", r"never closed at character 11, '\(B'"),
         ("T > 3 and", "at its end"),

@@ -170,10 +170,10 @@ def make_buffer(
             bytes_copied = bring_archives(
                 parts, destination, mode=mode, progress=progress
             )
-        rows = with_columns(rows, base=numbers).take(
-            interleave([part.rows for part in parts])
+        order = interleave([part.rows for part in parts])
+        rows = with_columns(
+            rows.take(order), base=numbers[order], trajectory_id=np.arange(len(order))
         )
-        rows = with_columns(rows, trajectory_id=np.arange(len(rows)))
         created = Created(destination)
         try:
             actions = [

@@ -87,7 +87,9 @@ class _Condition:
             tree = ast.parse(self._text.strip(), mode="eval")
             return self._truth(tree.body)
         except SyntaxError as exc:
-            raise self._error(exc.msg, (exc.offset or 1) - 1) from None
+            end = len(self._text.strip())
+            place = exc.offset - 1 if exc.offset else end
+            raise self._error(exc.msg, place) from None
         except (RecursionError, MemoryError):
             raise self._error("nested too deep", 0) from None
         except ValueError as exc:

@@ -6,6 +6,7 @@ Knows no row.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,6 +17,8 @@ from zarrbuf.format import AnyArray
 from zarrbuf.texts import TextColumn
 
 _MIN_ROOM: Final = 64
+_MAX_FIRST_BYTES: Final = 1 << 28
+"""Bytes of strings that memory is asked for because of what the first ones take."""
 _MAX_KNOWN: Final = 1024
 """So many distinct strings of a column are looked up when others are appended."""
 
@@ -101,13 +104,18 @@ class GrowingText:
     column: TextColumn
     _arrays: tuple[GrowingArray, GrowingArray, GrowingArray]
     _known: dict[bytes, int]
+    _room: int = 0
 
     @classmethod
     def empty(cls, *, room: int = 0) -> GrowingText:
-        """Make a column of no strings, with memory for `room` of them."""
+        """Make a column of no strings, with memory for `room` of them.
+
+        How long they are is taken from the first that come.
+        """
         numbers = GrowingArray.empty(np.int32, room=room)
         offsets = GrowingArray.empty(np.int64).extended(np.zeros(1, np.int64))
-        return cls._of((numbers, offsets, GrowingArray.empty(np.uint8)), {})
+        made = cls._of((numbers, offsets, GrowingArray.empty(np.uint8)), {})
+        return dataclasses.replace(made, _room=room)
 
     @classmethod
     def _of(
@@ -125,6 +133,10 @@ class GrowingText:
         mapping, new = self._numbers_of(more)
         if len(new.numbers):
             starts, blobs = new.pack()
+            if not len(self.column.data):
+                expected = len(blobs) * self._room // len(more.numbers)
+                room = min(expected, _MAX_FIRST_BYTES)
+                data = GrowingArray.empty(np.uint8, room=room)
             offsets = offsets.extended(starts[1:] + len(self.column.data))
             data = data.extended(blobs)
         numbers = numbers.extended(mapping[more.numbers])

@@ -155,7 +155,11 @@ class Change:
         """Return the snapshot after the commits."""
         table = self._base.table
         num_before = len(table)
-        table = table.removed(self._gone).appended(self._all_new())
+        table = table.removed(self._gone)
+        if not num_before:
+            table = RowTable.empty(room=2 * sum(map(len, self._new)))
+        while self._new:  # each is let go of once its copy is in the table
+            table = table.appended(self._new.pop(0))
         table = table.removed(num_before + self._new_gone)
         return dataclasses.replace(self._base, table=table, **self._changes)
 

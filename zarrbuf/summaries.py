@@ -71,8 +71,9 @@ def _numbers(fields: Mapping[str, tuple[AnyArray, str]], name: str) -> AnyArray 
         return None
     array, dtype = fields[name]
     if dtype == "bfloat16":
-        bits: AnyArray = array.astype(np.uint32) << np.uint32(16)
-        return bits.view(np.float32)
+        bits = array.astype(np.uint32) << np.uint32(16)
+        numbers: AnyArray = bits.view(np.float32)
+        return numbers
     if array.dtype.kind not in "fiub" or dtype != array.dtype.name or array.ndim < 2:
         return None
     return array
@@ -85,8 +86,9 @@ def _flags(
     array = _numbers(fields, name)
     if array is None or not array.size:
         return None
-    flags = (array != 0).reshape(*array.shape[:2], -1).any(-1)
+    flags: AnyArray = (array != 0).reshape(*array.shape[:2], -1).any(-1)
     extra = len(flags) - num_steps
     if extra:
         flags = flags.reshape(extra, -1, flags.shape[1])[:, 1:]
-    return flags.reshape(num_steps, -1)
+    flags = flags.reshape(num_steps, -1)
+    return flags
