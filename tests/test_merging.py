@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from curation import contents, files_below, make, numbered
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from remote import loaded, memory_url, save
 from s3 import S3
 
 import zarrbuf
-from zarrbuf import Trajectory, TrajectoryReplayBuffer, curation
+from zarrbuf import TrajectoryReplayBuffer, curation
 from zarrbuf.commits import open_log
 from zarrbuf.curation import remove_rows
 from zarrbuf.errors import (
@@ -40,52 +41,6 @@ from zarrbuf.sparse import SparseObject
 from zarrbuf.storage import Range
 
 MODES = ("reference", "hardlink", "copy", "move")
-
-
-def numbered(first: int, count: int) -> list[Trajectory]:
-    """Trajectories whose rewards say which one they are."""
-    found = []
-    for number in range(first, first + count):
-        rewards = torch.full((3, 2), float(number))
-        images = torch.full((3, 2, 40, 40, 3), number % 256, dtype=torch.uint8)
-        found.append(
-            Trajectory(
-                max_episode_length=3,
-                model_weights_id=f"w_{number}",
-                rewards=rewards,
-                curr_obs={"main_images": images},
-                next_obs={"main_images": images + 1},
-            )
-        )
-    return found
-
-
-def make(path: Any, first: int, count: int, options: Any = None) -> str:
-    save(str(path), options, numbered(first, count))
-    return str(path)
-
-
-def contents(path: Any, **more: Any) -> list[tuple[int, int]]:
-    """Ids of a buffer, and which trajectory each is, read from its archive."""
-    buffer = loaded(str(path), **more)
-    found = []
-    for number in buffer._trajectory_id_list:
-        trajectory = buffer.load_trajectory(number)
-        assert trajectory.rewards is not None
-        assert trajectory.curr_obs["main_images"].unique().tolist() == [
-            int(trajectory.rewards[0, 0]) % 256
-        ]
-        found.append((number, int(trajectory.rewards[0, 0])))
-    buffer.close()
-    return found
-
-
-def files_below(path: Path) -> dict[str, bytes]:
-    return {
-        str(one.relative_to(path)): one.read_bytes()
-        for one in sorted(path.rglob("*"))
-        if one.is_file()
-    }
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -17,11 +17,15 @@ if TYPE_CHECKING:
     )
     from zarrbuf.datasets import ReplayBufferDataset as ReplayBufferDataset
     from zarrbuf.datasets import replay_buffer_collate_fn as replay_buffer_collate_fn
+    from zarrbuf.history import read_history as read_history
     from zarrbuf.listing import list_buffer as list_buffer
     from zarrbuf.listing import row_json as row_json
     from zarrbuf.merging import merge as merge
     from zarrbuf.merging import split as split
+    from zarrbuf.pruning import prune as prune
+    from zarrbuf.pruning import remove as remove
     from zarrbuf.trajectory import Trajectory as Trajectory
+    from zarrbuf.vacuuming import vacuum as vacuum
     from zarrbuf.verification import verify as verify
 
 __version__ = "0.1.0"
@@ -34,9 +38,13 @@ _ROOMS = {
     "convert": "conversion",
     "list_buffer": "listing",
     "merge": "merging",
+    "prune": "pruning",
+    "read_history": "history",
+    "remove": "pruning",
     "replay_buffer_collate_fn": "datasets",
     "row_json": "listing",
     "split": "merging",
+    "vacuum": "vacuuming",
     "verify": "verification",
 }
 
@@ -49,9 +57,13 @@ __all__ = [
     "convert",
     "list_buffer",
     "merge",
+    "prune",
+    "read_history",
+    "remove",
     "replay_buffer_collate_fn",
     "row_json",
     "split",
+    "vacuum",
     "verify",
 ]
 

@@ -25,6 +25,7 @@ from zarrbuf.terminal import (
     printable,
     show_progress,
 )
+from zarrbuf.upkeep_commands import prune, remove, show_log, vacuum
 
 
 class _Group(click.Group):
@@ -253,7 +254,7 @@ def verify(
         sys.exit(1)
 
 
-for _command in (merge, split):
+for _command in (merge, split, remove, prune, vacuum, show_log):
     main.add_command(_command)
 
 

@@ -69,7 +69,7 @@ class CommitLog:
         Raises:
             FormatError: at a hole, a broken chain or a damaged commit, naming it.
         """
-        commits = self._read_commits(self.snapshot, until=until, window=window)
+        commits = self.read_commits(until=until, window=window)
         if commits:
             self.snapshot = apply_commits(
                 self.snapshot, commits, read_segment=self._read_segment
@@ -79,11 +79,20 @@ class CommitLog:
     def _read_segment(self, ref: Any) -> Any:
         return read_segment(self.storage, ref)
 
-    def _read_commits(
-        self, after: Snapshot, *, until: int | None, window: int
+    def read_commits(
+        self, *, until: int | None = None, window: int = 8
     ) -> list[Commit]:
+        """Return the commits that came after what is known, and take none in.
+
+        Args:
+            until: the last version wanted.
+            window: commits asked for at once at first; grows while there are more.
+
+        Raises:
+            FormatError: at a hole, a broken chain or a damaged commit, naming it.
+        """
         commits: list[Commit] = []
-        version, tip = after.version, after.tip
+        version, tip = self.snapshot.version, self.snapshot.tip
         while until is None or version < until:
             stop = version + 1 + window
             numbers = range(
@@ -312,7 +321,7 @@ def open_log(
 
 
 def _version_at(log: CommitLog, at_ms: int) -> int:
-    commits = log._read_commits(log.snapshot, until=None, window=8)
+    commits = log.read_commits()
     earlier = [commit.version for commit in commits if commit.ts <= at_ms]
     return earlier[-1] if earlier else log.snapshot.version
 

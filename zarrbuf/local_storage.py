@@ -120,6 +120,30 @@ class LocalStorage(Storage):
         except OSError as exc:
             self._raise(exc, "list", directory)
 
+    def list_times(self, directories: Sequence[str]) -> dict[str, int]:  # noqa: D102
+        found: dict[str, int] = {}
+        for directory in directories:
+            try:
+                with os.scandir(self.root / checked_name(directory)) as entries:
+                    for one in entries:
+                        if one.is_file(follow_symlinks=False):
+                            times = one.stat(follow_symlinks=False)
+                            name = f"{directory}/{one.name}"
+                            # A link to an old file counts as written now.
+                            newest = max(times.st_mtime_ns, times.st_ctime_ns)
+                            found[name] = newest // 1_000_000
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as exc:
+                self._raise(exc, "list", directory)
+        return found
+
+    def touch(self, name: str) -> None:  # noqa: D102
+        try:
+            os.utime(self.root / checked_name(name), follow_symlinks=False)
+        except OSError as exc:
+            self._raise(exc, "touch", name)
+
     def delete(self, name: str) -> None:  # noqa: D102
         try:
             (self.root / checked_name(name)).unlink(missing_ok=True)

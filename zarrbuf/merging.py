@@ -15,7 +15,6 @@ from zarrbuf.errors import InvalidInputError
 from zarrbuf.expressions import select_where
 from zarrbuf.locations import Location, StorageOptions, open_storage
 from zarrbuf.log_store import LogStore
-from zarrbuf.opening import open_store
 from zarrbuf.rows import IntArray
 from zarrbuf.selection import (
     parse_ids,
@@ -23,6 +22,7 @@ from zarrbuf.selection import (
     select_fractions,
     select_ids,
 )
+from zarrbuf.sources import open_source
 from zarrbuf.storage import Storage
 from zarrbuf.stores import TrajectoryStore
 
@@ -63,7 +63,7 @@ def merge(
         raise InvalidInputError(f"sources are {sources!r:.80}; a list is needed")
     known_mode = check_mode(mode)
     target = open_storage(destination, storage_options, allow_bases=allow_bases)
-    stores = [_open(one, storage_options, allow_bases) for one in sources]
+    stores = [open_source(one, storage_options, allow_bases) for one in sources]
     _check_distinct(stores)
     parts = [Part.of(_log_store(store)) for store in stores]
     return make_buffer(
@@ -114,7 +114,7 @@ def split(
         open_storage(one, storage_options, allow_bases=allow_bases)
         for one in destinations
     ]
-    store = _log_store(_open(source, storage_options, allow_bases))
+    store = _log_store(open_source(source, storage_options, allow_bases))
     given = {"count": count, "fractions": fractions, "ids": ids, "where": where}
     selected = _select(store, given, seed=seed)
     if len(targets) != len(selected):
@@ -154,21 +154,6 @@ def _select(
     if not len(positions):
         raise InvalidInputError(f"condition {value!r:.200} holds for no trajectory")
     return [positions]
-
-
-def _open(
-    source: Any, options: StorageOptions | None, allow_bases: Sequence[Location]
-) -> TrajectoryStore:
-    """Open a source; what an open buffer has queued is saved first."""
-    if hasattr(source, "flush"):
-        source.flush()
-        if source.url is None:
-            raise InvalidInputError(
-                "a source is a buffer in memory; save it by save_checkpoint, and name "
-                "that path"
-            )
-        source = source.url
-    return open_store(open_storage(source, options, allow_bases=allow_bases))
 
 
 def _log_store(store: TrajectoryStore) -> LogStore:

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import fsspec
@@ -30,6 +31,8 @@ MAX_REQUESTS: Final = 64
 the same time, 10 at once twice as long."""
 MIN_BYTES_PER_S: Final = 1 << 20
 """A transfer may take its deadline and, on top, as long as at this rate."""
+_WRITTEN_KEYS: Final = ("LastModified", "last_modified", "updated", "created", "mtime")
+"""What s3fs, obstore, gcsfs and fsspec's memory call the time of an object."""
 _TRY_S: Final = 20.0
 """After so long without an answer a request is asked again, if the deadline allows."""
 _MEMORY_LOCK: Final = threading.Lock()
@@ -46,7 +49,8 @@ class Request:
     """One request.
 
     Attributes:
-        verb: "read", "size", "create" (exclusively), "write", "list" or "delete".
+        verb: "read", "size", "create" (exclusively), "write", "list", "list-times" or
+            "delete".
         path: what fsspec calls a path, for s3 `bucket/key`.
         start: first byte of a range that is read; None for the whole object.
         stop: end of the range.
@@ -153,11 +157,38 @@ def _memory_answer(fs: Any, request: Request) -> Any:
             return fs.size(path)
         case "list":
             return [name.rstrip("/") for name in fs.ls(path, detail=False)]
+        case "list-times":
+            return _times(fs.ls(path, detail=True))
         case "delete":
             return fs.rm_file(path)
         case "create" if fs.exists(path):
             raise FileExistsError(path)
     return fs.pipe_file(path, request.data)
+
+
+def _times(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
+    """Return objects of a listing and when each was written, in ms since 1970."""
+    now_ms = time.time_ns() // 1_000_000
+    found = []
+    for entry in entries:
+        if entry.get("type") == "directory":
+            continue
+        written = [entry.get(name) for name in _WRITTEN_KEYS]
+        known = [one for one in written if one is not None]
+        written_ms = _ms(known[0]) if known else now_ms
+        found.append((entry["name"], written_ms))
+    return found
+
+
+def _ms(written: Any) -> int:
+    """Return a time in ms since 1970: file systems give dates, texts or seconds."""
+    if isinstance(written, int | float):
+        return int(written * 1000)
+    if isinstance(written, str):
+        written = datetime.fromisoformat(written)
+    if written.tzinfo is None:
+        written = written.replace(tzinfo=UTC)
+    return int(written.timestamp() * 1000)
 
 
 async def _run_all(
@@ -235,6 +266,8 @@ async def _send(fs: Any, request: Request) -> Any:
         case "list":
             names = await fs._ls(path, detail=False)
             return [name.rstrip("/") for name in names]
+        case "list-times":
+            return _times(await fs._ls(path, detail=True))
         case "delete":
             return await fs._rm_file(path)
         case "create" if hasattr(fs, "_construct_store"):

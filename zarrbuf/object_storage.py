@@ -208,6 +208,23 @@ class ObjectStorage(Storage):
         parent = self._path(directory).strip("/")
         return sorted({name for above, _, name in parts if above.strip("/") == parent})
 
+    def list_times(self, directories: Sequence[str]) -> dict[str, int]:  # noqa: D102
+        answers = self._run(
+            [Request("list-times", self._path(one)) for one in directories]
+        )
+        found: dict[str, int] = {}
+        for directory, answer in zip(directories, answers, strict=True):
+            if isinstance(answer, RequestError):
+                if answer.fault is not Fault.MISSING:
+                    self._raise(answer, "list", directory)
+                continue
+            parent = self._path(directory).strip("/")
+            for path, written_ms in answer:
+                above, _, name = path.rpartition("/")
+                if above.strip("/") == parent:
+                    found[f"{directory}/{name}"] = written_ms
+        return found
+
     def exists(self, name: str) -> bool:  # noqa: D102
         found = self._one("size", name)
         if isinstance(found, RequestError):

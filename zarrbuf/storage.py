@@ -104,6 +104,20 @@ class Storage(abc.ABC):
         """Return the sorted names in a directory; none if it is not there."""
 
     @abc.abstractmethod
+    def list_times(self, directories: Sequence[str]) -> dict[str, int]:
+        """Return names in some directories, and when each was written.
+
+        Args:
+            directories: as of `list_names`; those that are not there have no names.
+
+        Returns:
+            Full name -> ms since 1970; what has no known time counts as written now.
+        """
+
+    def touch(self, name: str) -> None:  # noqa: B027
+        """Have an object count as written now; where writing it again does, nothing."""
+
+    @abc.abstractmethod
     def delete(self, name: str) -> None:
         """Delete an object; one that is absent is no error."""
 
@@ -116,8 +130,10 @@ class Storage(abc.ABC):
         outcome = self.create(name, data)
         if outcome is Outcome.UNKNOWN:
             raise StorageError(f"{self.describe(name)} may or may not be there; retry")
-        if outcome is Outcome.EXISTS and self.read(name) != data:
-            raise StorageError(f"{self.describe(name)} is there with other content")
+        if outcome is Outcome.EXISTS:
+            if self.read(name) != data:
+                raise StorageError(f"{self.describe(name)} is there with other content")
+            self.touch(name)
 
     def put_all(self, objects: Mapping[str, bytes]) -> None:
         """Do what `put` does for several objects, at once where that is faster."""

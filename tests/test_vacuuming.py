@@ -1,0 +1,276 @@
+"""What a vacuum deletes: nothing that anybody may still read."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from curation import contents, files_below, make
+from remote import loaded, memory_url
+from s3 import GCS, S3
+
+import zarrbuf
+from zarrbuf import merge, remove, vacuum, vacuuming
+from zarrbuf.commits import open_log
+from zarrbuf.errors import InvalidInputError, StorageError
+from zarrbuf.local_storage import LocalStorage
+from zarrbuf.locations import open_storage
+from zarrbuf.object_storage import ObjectStorage
+from zarrbuf.storage import Storage
+
+HOUR = 3600.0
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Let hours pass, for the vacuum alone."""
+    ahead = [0.0]
+    real = time.time
+
+    class Clock:
+        time = staticmethod(lambda: real() + ahead[0])
+
+    monkeypatch.setattr(vacuuming, "time", Clock)
+
+    def wait(hours: float) -> None:
+        ahead[0] += hours * HOUR
+
+    return wait
+
+
+def archives(path: Any) -> set[str]:
+    storage = open_storage(path)
+    return set(vacuuming._list_archives(storage))
+
+
+def test_what_was_removed_goes_after_the_grace(tmp_path: Path, later: Any) -> None:
+    a = make(tmp_path / "a", 0, 4)
+    before = archives(a)
+    remove(a, "1,2")
+    later(1)
+    assert vacuum(a, delete=True).names == ()  # somebody may read the last version
+    assert archives(a) == before
+    later(24)
+    found = vacuum(a)
+    assert len(found.names) == 2
+    assert not found.is_deleted
+    assert archives(a) == before
+    done = vacuum(a, delete=True)
+    assert done.names == found.names
+    assert done.is_deleted
+    assert archives(a) == before - set(found.names)
+    assert contents(a) == [(0, 0), (3, 3)]
+    assert zarrbuf.verify(a).is_sound
+    assert vacuum(a, delete=True).names == ()
+
+
+def test_the_log_says_what_goes_before_it_goes(
+    tmp_path: Path, later: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = make(tmp_path / "a", 0, 3)
+    remove(a, "0-1")
+    later(48)
+    delete = LocalStorage.delete
+    said: list[list[str]] = []
+
+    def watch(self: LocalStorage, name: str) -> None:
+        last = open_log(open_storage(a), version=0).read_commits()[-1]
+        said.append([path for one in last.actions for path in one["paths"]])
+        assert name in said[-1]
+        delete(self, name)
+
+    monkeypatch.setattr(LocalStorage, "delete", watch)
+    done = vacuum(a, delete=True)
+    assert len(said) == 2
+    last = zarrbuf.read_history(a)[-2:]
+    assert [one["num_vacuumed"] for one in last] == [2, 0]
+    assert set(said[0]) == set(done.names)
+
+
+def test_archives_without_a_commit_stay_while_they_are_young(
+    tmp_path: Path, later: Any
+) -> None:
+    a = make(tmp_path / "a", 0, 1)
+    orphan = tmp_path / "a" / "trajectories" / "ab" / f"{'ab' * 16}.zarr.zip"
+    orphan.parent.mkdir(exist_ok=True)
+    orphan.write_bytes(b"a writer was killed before its commit")
+    assert vacuum(a, delete=True).num_young == 1
+    later(25)
+    assert vacuum(a, delete=True).names == (f"trajectories/ab/{'ab' * 16}.zarr.zip",)
+    assert not orphan.exists()
+    assert contents(a) == [(0, 0)]
+
+
+def test_a_link_to_an_old_archive_is_young(tmp_path: Path, later: Any) -> None:
+    a = make(tmp_path / "a", 0, 1)
+    (name,) = archives(a)
+    os.utime(tmp_path / "a" / name, (1e9, 1e9))
+    b = make(tmp_path / "b", 5, 1)
+    assert open_storage(b).link_from(open_storage(a), name)
+    assert vacuum(b, delete=True).num_young == 1
+
+
+def test_writing_an_archive_again_makes_it_young(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    name = f"trajectories/ab/{'ab' * 16}.zarr.zip"
+    storage.put(name, b"x")
+    before = storage.list_times(["trajectories/ab"])[name]
+    time.sleep(0.05)
+    storage.put(name, b"x")
+    assert storage.list_times(["trajectories/ab"])[name] > before
+
+
+def test_what_others_name_stays(tmp_path: Path, later: Any) -> None:
+    a = make(tmp_path / "a", 0, 4)
+    merge([a], tmp_path / "b")
+    remove(a, "0-3")
+    later(1000)
+    done = vacuum(a, delete=True)
+    assert done.names == ()
+    assert done.num_kept == 4
+    assert contents(tmp_path / "b") == [(0, 0), (1, 1), (2, 2), (3, 3)]
+    # The owner keeps it for a merge of the merge, too.
+    merge([tmp_path / "b"], tmp_path / "c")
+    remove(tmp_path / "b", "0-3")
+    later(1000)
+    assert vacuum(a, delete=True).names == ()
+    assert vacuum(tmp_path / "b", delete=True).names == ()
+    assert len(contents(tmp_path / "c")) == 4
+
+
+def test_what_is_pinned_meanwhile_stays(
+    tmp_path: Path, later: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = make(tmp_path / "a", 0, 3)
+    version = open_log(open_storage(a)).snapshot.version
+    remove(a, "0")
+    later(48)
+    find = vacuuming._find
+
+    def pin_then(*args: Any) -> Any:
+        found = find(*args)
+        pin = {"action": "pin", "pin": "ab" * 16, "version": version, "by": "me"}
+        open_log(open_storage(a)).commit(lambda now: [pin], op="pin")
+        return found
+
+    monkeypatch.setattr(vacuuming, "_find", pin_then)
+    before = archives(a)
+    vacuum(a, delete=True)
+    assert archives(a) == before
+
+
+def test_added_and_removed_within_the_grace_stays(tmp_path: Path, later: Any) -> None:
+    a = make(tmp_path / "a", 0, 1)
+    make(a, 5, 1)
+    remove(a, "1")
+    for name in archives(a):  # however old the storage says that they are
+        os.utime(tmp_path / "a" / name, (1e9, 1e9))
+    assert vacuum(a, delete=True, grace_s=HOUR).names == ()
+
+
+def test_names_that_are_not_ours_stay(tmp_path: Path, later: Any) -> None:
+    a = make(tmp_path / "a", 0, 1)
+    places = [
+        "trajectories/notes.txt",
+        "trajectories/ab/notes.txt",
+        f"trajectories/cd/{'ab' * 16}.zarr.zip",  # in another's directory
+        f"trajectories/ab/{'ab' * 16}.zarr.zip.bak",
+        "segment/x",
+    ]
+    for place in places:
+        path = tmp_path / "a" / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    later(1000)
+    assert vacuum(a, delete=True).names == ()
+    assert all((tmp_path / "a" / place).exists() for place in places)
+
+
+def test_a_vacuum_that_fails_goes_on_when_called_again(
+    tmp_path: Path, later: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = make(tmp_path / "a", 0, 5)
+    remove(a, "0-3")
+    later(48)
+    delete = LocalStorage.delete
+    count = iter(range(100))
+
+    def fail(self: LocalStorage, name: str) -> None:
+        if next(count) >= 2:
+            raise StorageError(f"cannot delete {name}: Input/output error")
+        delete(self, name)
+
+    monkeypatch.setattr(LocalStorage, "delete", fail)
+    with pytest.raises(StorageError, match="cannot delete"):
+        vacuum(a, delete=True)
+    monkeypatch.setattr(LocalStorage, "delete", delete)
+    assert len(archives(a)) == 3
+    vacuum(a, delete=True)
+    assert len(archives(a)) == 1
+    assert contents(a) == [(4, 4)]
+    assert zarrbuf.verify(a).is_sound
+
+
+def test_a_writer_at_work_loses_nothing(tmp_path: Path, later: Any) -> None:
+    """Its archives are there before its commit is."""
+    a = make(tmp_path / "a", 0, 1)
+    commit = LocalStorage.create
+    deleted: list[Sequence[str]] = []
+
+    def vacuum_before_the_commit(self: LocalStorage, name: str, data: bytes) -> Any:
+        if name.startswith("manifest/") and not deleted:
+            deleted.append(())
+            deleted[0] = vacuum(a, delete=True).names
+        return commit(self, name, data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalStorage, "create", vacuum_before_the_commit)
+        make(a, 7, 2)
+    assert deleted == [()]
+    assert contents(a) == [(0, 0), (1, 7), (2, 8)]
+
+
+def stores(s3: S3, gcs: GCS) -> list[tuple[str, Any]]:
+    return [
+        (memory_url(), None),
+        (s3.url("s3fs"), s3.options("s3fs")),
+        (s3.url("obstore"), s3.options("obstore")),
+        (gcs.url(), gcs.options()),
+    ]
+
+
+def test_every_store_knows_when_an_object_was_written(s3: S3, gcs: GCS) -> None:
+    for url, options in stores(s3, gcs):
+        storage: Storage = open_storage(url, options)
+        assert isinstance(storage, ObjectStorage)
+        storage.put("trajectories/ab/x", b"x")
+        storage.put("trajectories/ab/deeper/y", b"y")
+        found = storage.list_times(["trajectories/ab", "trajectories/none"])
+        assert list(found) == ["trajectories/ab/x"], url
+        assert abs(found["trajectories/ab/x"] / 1000 - time.time()) < 60, url
+
+
+def test_object_stores_are_vacuumed(s3: S3, gcs: GCS, later: Any) -> None:
+    places = stores(s3, gcs)
+    for url, options in places:
+        make(url, 0, 3, options)
+        remove(url, "0-1", storage_options=options)
+    later(48)
+    for url, options in places:
+        done = vacuum(url, delete=True, storage_options=options)
+        assert len(done.names) == 2, url
+        assert len(loaded(url, options)) == 1
+        assert loaded(url, options).sample(5)["rewards"].unique().tolist() == [2.0]
+
+
+@pytest.mark.parametrize("grace_s", [0, -1, 59, float("nan"), 1e12])
+def test_a_grace_that_is_none_is_refused(tmp_path: Path, grace_s: float) -> None:
+    a = make(tmp_path / "a", 0, 1)
+    before = files_below(tmp_path)
+    with pytest.raises(InvalidInputError, match="at least 60 seconds"):
+        vacuum(a, delete=True, grace_s=grace_s)
+    assert files_below(tmp_path) == before

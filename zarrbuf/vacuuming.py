@@ -1,0 +1,197 @@
+"""Delete archives that nothing refers to any more: in two phases, and only old ones.
+
+Owns what may be deleted: objects of our grammar below the buffer's own root, old, in no
+list that somebody may still read. The log says what is about to go before it goes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from zarrbuf.commits import open_log
+from zarrbuf.destinations import Progress
+from zarrbuf.errors import InvalidInputError
+from zarrbuf.format import TRAJECTORY_DIR, TRAJECTORY_PATH, new_uuid, trajectory_path
+from zarrbuf.locations import StorageOptions
+from zarrbuf.log_format import Action
+from zarrbuf.log_store import LogStore
+from zarrbuf.manifest import Snapshot
+from zarrbuf.rows import Rows
+from zarrbuf.sources import open_log_store
+from zarrbuf.storage import Storage
+
+GRACE_S: Final = 24 * 3600.0
+"""Seconds that an archive is kept after the last list that had it was the newest."""
+_MIN_GRACE_S: Final = 60.0
+_MAX_PATHS: Final = 1000
+"""Archives in one commit: few enough that progress is seen."""
+_AT_ONCE: Final = 16
+
+
+@dataclass(frozen=True)
+class Vacuum:
+    """What a vacuum found, and deleted.
+
+    Attributes:
+        path: the buffer.
+        names: archives that nothing refers to, old enough to go.
+        is_deleted: whether they are gone.
+        num_young: archives that no list has and that are too young to go: of writers
+            at work, or killed lately.
+        num_kept: archives that are off the list, kept for readers of a version that
+            was the newest within the grace, or for pins.
+    """
+
+    path: str
+    names: tuple[str, ...]
+    is_deleted: bool
+    num_young: int
+    num_kept: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Archives below a root, by what keeps them."""
+
+    free: tuple[str, ...]
+    num_young: int
+    num_kept: int
+
+
+def vacuum(
+    buffer: Any,
+    *,
+    delete: bool = False,
+    grace_s: float = GRACE_S,
+    storage_options: StorageOptions | None = None,
+    progress: Progress | None = None,
+) -> Vacuum:
+    """Find archives that nothing refers to, and delete them if told to.
+
+    Kept are archives that are listed; that were listed by a version that was the newest
+    within the last `grace_s`, since somebody may read it still; that a pin keeps for
+    another buffer; and all that were written within `grace_s`, since their commit may
+    be on its way. Segments and commits are never deleted.
+
+    Args:
+        buffer: path, URL or open buffer.
+        delete: whether to delete; else only to say what would be.
+        grace_s: seconds, at least 60.
+        storage_options: for object stores, see `TrajectoryReplayBuffer`.
+        progress: called with (archives deleted, archives to delete).
+
+    Raises:
+        InvalidInputError: if an argument is not allowed, or the buffer is a folder of
+            RLinf's.
+        NotFoundError: if there is no buffer.
+        StorageError: if the storage failed; calling it again goes on.
+    """
+    if not _MIN_GRACE_S <= grace_s < 1e9:
+        raise InvalidInputError(
+            f"grace_s is {grace_s!r}; at least {_MIN_GRACE_S:g} seconds are needed"
+        )
+    store = open_log_store(buffer, storage_options, what="vacuum")
+    return vacuum_store(store, delete=delete, grace_s=grace_s, progress=progress)
+
+
+def vacuum_store(
+    store: LogStore, *, delete: bool, grace_s: float, progress: Progress | None = None
+) -> Vacuum:
+    """Do what `vacuum` does to an open store."""
+    storage, log = store.storage, store.log
+    log.refresh()
+    cutoff_ms = int((time.time() - grace_s) * 1000)
+    archives = _list_archives(storage)
+    found = _find(log.snapshot, storage, archives, cutoff_ms)
+    if delete:
+        for start in range(0, len(found.free), _MAX_PATHS):
+            some = found.free[start : start + _MAX_PATHS]
+            _delete(store, some, cutoff_ms)
+            if progress is not None:
+                progress(start + len(some), len(found.free))
+    return Vacuum(storage.url, found.free, delete, found.num_young, found.num_kept)
+
+
+def _delete(store: LogStore, wanted: Sequence[str], cutoff_ms: int) -> None:
+    """Say in the log what goes, delete it, and say that it is gone."""
+    storage, intent = store.storage, new_uuid()
+    gone: list[str] = []
+
+    def announce(now: Snapshot) -> list[Action]:
+        # Somebody may have pinned or listed one meanwhile.
+        kept = _kept_uuids(now, storage, cutoff_ms)
+        gone[:] = [name for name in wanted if _uuid_of(name) not in kept]
+        return [_action("vacuum", intent, gone)] if gone else []
+
+    store.log.commit(announce, op="vacuum")
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        list(pool.map(storage.delete, gone))
+    done = [_action("vacuum_done", intent, gone)] if gone else []
+    store.log.commit(lambda now: done, op="vacuum")
+
+
+def _action(kind: str, intent: str, paths: Sequence[str]) -> Action:
+    return {"action": kind, "intent": intent, "paths": list(paths)}
+
+
+def _list_archives(storage: Storage) -> dict[str, int]:
+    """Return the archives below the root, and when each was written."""
+    directories = [
+        f"{TRAJECTORY_DIR}/{name}"
+        for name in storage.list_names(TRAJECTORY_DIR)
+        if len(name) == 2
+    ]
+    found = storage.list_times(directories)
+    return {
+        name: written
+        for name, written in found.items()
+        if TRAJECTORY_PATH.fullmatch(name) and name == trajectory_path(_uuid_of(name))
+    }
+
+
+def _uuid_of(name: str) -> str:
+    return name.rpartition("/")[2].partition(".")[0]
+
+
+def _find(
+    snapshot: Snapshot, storage: Storage, archives: dict[str, int], cutoff_ms: int
+) -> _Found:
+    listed = _own_uuids(snapshot.rows)
+    off_list = [name for name in archives if _uuid_of(name) not in listed]
+    young = {name for name in off_list if archives[name] >= cutoff_ms}
+    old = [name for name in off_list if name not in young]
+    kept = _kept_uuids(snapshot, storage, cutoff_ms) if old else set()
+    free = tuple(sorted(name for name in old if _uuid_of(name) not in kept))
+    return _Found(free, len(young), len(old) - len(free))
+
+
+def _kept_uuids(snapshot: Snapshot, storage: Storage, cutoff_ms: int) -> set[str]:
+    """Return the uuids of archives here that somebody may read."""
+    kept = _own_uuids(snapshot.rows)
+    versions = {int(pin["version"]) for pin in snapshot.pins.values()}
+    for version in sorted(versions):
+        kept |= _own_uuids(open_log(storage, version=version).snapshot.rows)
+    log = open_log(storage, at_ms=cutoff_ms)
+    before = log.snapshot
+    log.refresh(window=8)
+    # All that was added since, whether or not it was removed again.
+    table = log.snapshot.table
+    added = table.rows.slice(len(before.table), len(table))
+    return kept | _own_uuids(before.rows) | _own_uuids(added)
+
+
+def _own_uuids(rows: Rows) -> set[str]:
+    """Return the uuids of the rows whose archives lie below the own root."""
+    own = np.flatnonzero(rows.column("base") == 0)
+    return {uuid.hex() for uuid in rows.fixed["uuid"][own].tolist()}
