@@ -281,3 +281,78 @@ def test_progress_shows_on_a_terminal_only(tmp_path: Path) -> None:
 )
 def test_bytes_are_written_for_people(count: int, text: str) -> None:
     assert cli.format_bytes(count) == text
+
+
+# Curation.
+
+
+def test_buffers_are_merged_split_and_pruned(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        run("convert", FOLDER, tmp_path / name)
+    count = run_json("info", tmp_path / "a")["num_trajectories"]
+    done = run_json("merge", tmp_path / "a", tmp_path / "b", tmp_path / "all")
+    (made,) = done["made"]
+    assert made["num_trajectories"] == 2 * count
+    assert made["mode"] == "reference"
+    text = run("split", tmp_path / "all", tmp_path / "x", "--count", 3).stdout
+    assert "3 trajectories" in text
+    assert "named where they are" in text
+    run(
+        "split", tmp_path / "all", tmp_path / "y", tmp_path / "z", "--fraction", ".5,.5"
+    )
+    run("split", tmp_path / "all", tmp_path / "w", "--where", "T > 0 and B > 0")
+    removed = run_json("remove", tmp_path / "x", "--ids", "0,2")
+    assert (removed["num_removed"], removed["num_left"]) == (2, 1)
+    assert run_json("prune", tmp_path / "all", "--keep-newest", 2)["num_left"] == 2
+    assert run_json("vacuum", tmp_path / "a")["names"] == []
+    assert "0 archives would be deleted" in run("vacuum", tmp_path / "a").stdout
+    history = run_json("log", tmp_path / "x")["commits"]
+    assert [one["num_removed"] for one in history] == [0, 2]
+    lines = run("log", tmp_path / "a").stdout.splitlines()
+    assert "pinned by" in lines[-1]
+    for name in ("a", "all", "x", "y", "z", "w"):
+        run("verify", tmp_path / name)
+
+
+def test_older_versions_are_read(tmp_path: Path) -> None:
+    run("convert", FOLDER, tmp_path / "a")
+    count = run_json("info", tmp_path / "a")["num_trajectories"]
+    run("remove", tmp_path / "a", "--ids", "0-1")
+    for command in ("ls", "info"):
+        now = run_json(command, tmp_path / "a")
+        then = run_json(command, tmp_path / "a", "--at", 1)
+        assert now != then
+    assert run_json("info", tmp_path / "a", "--at", 1)["num_trajectories"] == count
+    sample = ("sample", "--num-chunks", 5, "--load-path", tmp_path / "a")
+    stats = run_json(*sample, "--at", 1)["stats"]
+    assert stats["num_trajectories"] == count
+    run("convert", tmp_path / "a", tmp_path / "old", "--at", 1)
+    assert run_json("info", tmp_path / "old")["num_trajectories"] == count
+    assert "no version 9" in run("ls", tmp_path / "a", "--at", 9, check=1).stderr
+    text = run("ls", FOLDER, "--at", 1, check=2).stderr
+    assert "keeps no versions" in text
+
+
+def test_what_a_buffer_names_elsewhere_is_allowed_by_an_option(tmp_path: Path) -> None:
+    run("convert", FOLDER, tmp_path / "a")
+    target = tmp_path / "deep" / "x"
+    text = run("merge", tmp_path / "a", target, check=1).stderr
+    assert "--allow-base" in text
+    allow = ("--allow-base", tmp_path)
+    run("merge", tmp_path / "a", target, *allow)
+    sample = ("sample", "--num-chunks", 5, "--load-path", target)
+    assert "--allow-base" in run(*sample, check=1).stderr
+    run(*sample, *allow)
+    run("verify", target, *allow)
+    run("verify", target, check=1)
+
+
+def test_conditions_are_pointed_at(tmp_path: Path) -> None:
+    run("convert", FOLDER, tmp_path / "a")
+    text = run(
+        "split", tmp_path / "a", tmp_path / "x", "--where", "T >> 3", check=2
+    ).stderr
+    assert "at character 1, 'T >> 3'" in text
+    assert not (tmp_path / "x").exists()
+    bad = ("split", tmp_path / "a", tmp_path / "x", "--fraction", "half")
+    assert "write 0.9,0.1" in run(*bad, check=2).stderr

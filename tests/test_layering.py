@@ -92,6 +92,7 @@ RANKS = {
     "sampler": 11,
     "contents": 11,
     "opening": 11,
+    "folder_curation": 11,
     "curation": 12,
     "sources": 12,
     "rlinf_names": 12,

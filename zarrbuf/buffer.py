@@ -324,6 +324,8 @@ class TrajectoryReplayBuffer(RlinfNames):
         is_distributed: bool = False,
         local_rank: int = 0,
         world_size: int = 1,
+        *,
+        version: int | None = None,
     ) -> None:
         """Replace what the buffer holds by a checkpoint, or a part of it.
 
@@ -336,6 +338,7 @@ class TrajectoryReplayBuffer(RlinfNames):
             is_distributed: take the part of `local_rank` only.
             local_rank: in [0, world_size).
             world_size: number of parts; contiguous, the first ones get one more.
+            version: load it as it was after that commit; None for now.
 
         Raises:
             NotFoundError: if neither is there, or a file of it is missing.
@@ -346,7 +349,7 @@ class TrajectoryReplayBuffer(RlinfNames):
         if not is_distributed:
             local_rank, world_size = 0, 1
         partition(0, local_rank, world_size)  # refuses a rank before all else
-        store = open_store(self._open_storage(load_path))
+        store = open_store(self._open_storage(load_path), version=version)
         self._draws.carry_on(store, where=os.fspath(load_path))
         self._contents.load(store, rank=local_rank, world_size=world_size)
 

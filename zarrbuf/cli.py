@@ -18,6 +18,7 @@ from zarrbuf.curation_commands import merge, split
 from zarrbuf.errors import InvalidInputError, ZarrbufError
 from zarrbuf.terminal import (
     ALLOW_BASE_OPTION,
+    AT_OPTION,
     JSON_OPTION,
     STORAGE_OPTION,
     format_bytes,
@@ -54,6 +55,7 @@ def main() -> None:
 @click.argument("destination", metavar="DST")
 @click.option("--to", type=click.Choice(["zarr", "pt", "pkl"]), default="zarr")
 @click.option("--codec", type=click.Choice(["lz4", "zstd", "none"]), default="lz4")
+@AT_OPTION
 @STORAGE_OPTION
 @ALLOW_BASE_OPTION
 @JSON_OPTION
@@ -62,6 +64,7 @@ def convert(
     destination: str,
     to: str,
     codec: str,
+    version: int | None,
     storage_options: dict[str, Any],
     allow_bases: tuple[str, ...],
     as_json: bool,
@@ -73,6 +76,7 @@ def convert(
             destination,
             to=to,
             codec=codec,
+            version=version,
             storage_options=storage_options,
             allow_bases=allow_bases,
             progress=progress,
@@ -102,6 +106,7 @@ def convert(
 @click.option("--cache-size", type=int, default=5, show_default=True)
 @click.option("--enable-cache", is_flag=True, help="Keep small fields decoded.")
 @click.option("--seed", type=int, help="Start the draws at this seed.")
+@AT_OPTION
 @STORAGE_OPTION
 @ALLOW_BASE_OPTION
 @JSON_OPTION
@@ -112,6 +117,7 @@ def sample(
     cache_size: int,
     enable_cache: bool,
     seed: int | None,
+    version: int | None,
     storage_options: dict[str, Any],
     allow_bases: tuple[str, ...],
     as_json: bool,
@@ -125,7 +131,7 @@ def sample(
         allow_bases=allow_bases,
     )
     started = time.perf_counter()
-    buffer.load_checkpoint(load_path)
+    buffer.load_checkpoint(load_path, version=version)
     opened = time.perf_counter()
     if seed is not None:
         buffer.manual_seed(seed)
@@ -169,18 +175,20 @@ def _describe(batch: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 @main.command()
 @click.argument("path")
+@AT_OPTION
 @STORAGE_OPTION
 @ALLOW_BASE_OPTION
 @JSON_OPTION
 def info(
     path: str,
+    version: int | None,
     storage_options: dict[str, Any],
     allow_bases: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Say what the buffer at PATH holds, in a few lines."""
     summary = zarrbuf.list_buffer(
-        path, storage_options=storage_options, allow_bases=allow_bases
+        path, version=version, storage_options=storage_options, allow_bases=allow_bases
     ).to_json()
     if as_json:
         print_json(summary)
@@ -197,18 +205,20 @@ def info(
 
 @main.command(name="ls")
 @click.argument("path")
+@AT_OPTION
 @STORAGE_OPTION
 @ALLOW_BASE_OPTION
 @JSON_OPTION
 def list_trajectories(
     path: str,
+    version: int | None,
     storage_options: dict[str, Any],
     allow_bases: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """List the trajectories of the buffer at PATH."""
     listing = zarrbuf.list_buffer(
-        path, storage_options=storage_options, allow_bases=allow_bases
+        path, version=version, storage_options=storage_options, allow_bases=allow_bases
     )
     rows = (listing.rows.row(position) for position in range(len(listing.rows)))
     if as_json:

@@ -74,6 +74,7 @@ def convert(
     *,
     to: str = "zarr",
     codec: str = "lz4",
+    version: int | None = None,
     storage_options: StorageOptions | None = None,
     allow_bases: Sequence[Location] = (),
     progress: Progress | None = None,
@@ -85,6 +86,7 @@ def convert(
         destination: where nothing is yet; a local path for "pt" and "pkl".
         to: "zarr", "pt" or "pkl".
         codec: "lz4", "zstd" or "none", for "zarr".
+        version: convert the source as it was after that commit; None for now.
         storage_options: for object stores, see `TrajectoryReplayBuffer`.
         allow_bases: see `TrajectoryReplayBuffer`.
         progress: called with (trajectories done, trajectories in all).
@@ -98,7 +100,8 @@ def convert(
     """
     check_format("to", to)
     known_codec = check_codec(codec)
-    store = open_store(open_storage(source, storage_options, allow_bases=allow_bases))
+    source_storage = open_storage(source, storage_options, allow_bases=allow_bases)
+    store = open_store(source_storage, version=version)
     storage = open_storage(destination, storage_options)
     if to != "zarr" and not isinstance(storage, LocalStorage):
         raise InvalidInputError(

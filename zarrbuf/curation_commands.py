@@ -5,7 +5,7 @@ One command, one call, then text or JSON.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import click
@@ -24,9 +24,8 @@ from zarrbuf.terminal import (
 _MODE_OPTION: Final = click.option(
     "--mode",
     type=click.Choice(["reference", "hardlink", "copy", "move"]),
-    default="reference",
-    show_default=True,
-    help="Name the archives where they are, or bring them along.",
+    help="Name the archives where they are (reference), or bring them along; default: "
+    "reference, copy for pt and pkl files.",
 )
 _PIN_OPTION: Final = click.option(
     "--no-pin",
@@ -124,15 +123,15 @@ def _report(made: Sequence[Any], *, as_json: bool) -> None:
     if as_json:
         print_json({"made": [one.to_json() for one in made]})
         return
-    how: dict[str, Callable[[Any], str]] = {
-        "reference": lambda one: "named where they are",
-        "hardlink": lambda one: "linked",
-        "copy": lambda one: f"{format_bytes(one.bytes_copied)} copied",
-        "move": lambda one: f"moved, {format_bytes(one.bytes_copied)} copied",
+    how = {
+        "reference": "named where they are",
+        "hardlink": "linked",
+        "copy": "copied",
+        "move": "moved",
     }
     for one in made:
         click.echo(
             f"{printable(one.destination)}: {one.num_trajectories} trajectories, "
             f"{one.total_samples} samples, {format_bytes(one.num_bytes)} "
-            f"{how[one.mode](one)}"
+            f"{how[one.mode]}"
         )

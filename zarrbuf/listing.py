@@ -15,7 +15,7 @@ from zarrbuf.format import trajectory_name
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.locations import Location, StorageOptions, open_storage
 from zarrbuf.manifest import schema_json
-from zarrbuf.rlinf_index import is_rlinf_folder, read_index
+from zarrbuf.rlinf_index import check_no_version, is_rlinf_folder, read_index
 from zarrbuf.rows import Row, Rows
 
 
@@ -86,6 +86,7 @@ def list_buffer(
     """
     storage = open_storage(path, storage_options, allow_bases=allow_bases)
     if isinstance(storage, LocalStorage) and is_rlinf_folder(storage.root):
+        check_no_version(storage.root, version)
         index = read_index(storage.root)
         size = sum(row.size for row in index.rows)
         details = {

@@ -74,11 +74,18 @@ class LogStore(TrajectoryStore):
         self.storage: Storage = log.storage
         self._bases = Bases(self.storage)
         self._unclear_since: int | None = None
+        self._is_past = False
 
     @classmethod
-    def open(cls, storage: Storage) -> LogStore:
-        """Open an existing buffer; raises NotFoundError if there is none."""
-        return cls(open_log(storage))
+    def open(cls, storage: Storage, *, version: int | None = None) -> LogStore:
+        """Open an existing buffer, or it as it was after a commit: then it stays so.
+
+        Raises:
+            NotFoundError: if there is no buffer, or no such version.
+        """
+        store = cls(open_log(storage, version=version))
+        store._is_past = version is not None
+        return store
 
     @classmethod
     def open_or_create(
@@ -120,7 +127,8 @@ class LogStore(TrajectoryStore):
         return isinstance(other, LogStore) and other.log.uuid == self.log.uuid
 
     def refresh(self) -> None:  # noqa: D102
-        self.log.refresh()
+        if not self._is_past:
+            self.log.refresh()
 
     @property
     def is_remote(self) -> bool:  # noqa: D102

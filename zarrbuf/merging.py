@@ -9,12 +9,14 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zarrbuf.curation import Curation, Part, check_mode, make_buffer
+from zarrbuf.curation import Curation, Mode, Part, check_mode, make_buffer
 from zarrbuf.destinations import Progress
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.expressions import select_where
+from zarrbuf.folder_curation import FolderPart, make_folder
 from zarrbuf.locations import Location, StorageOptions, open_storage
 from zarrbuf.log_store import LogStore
+from zarrbuf.rlinf import RlinfStore
 from zarrbuf.rows import IntArray
 from zarrbuf.selection import (
     parse_ids,
@@ -31,7 +33,7 @@ def merge(
     sources: Sequence[Any],
     destination: Location,
     *,
-    mode: str = "reference",
+    mode: str | None = None,
     pin: bool = True,
     storage_options: StorageOptions | None = None,
     allow_bases: Sequence[Location] = (),
@@ -45,6 +47,8 @@ def merge(
         mode: "reference" names the archives where they are and copies none;
             "hardlink" (one local file system) and "copy" make the result independent
             of the sources; "move" also takes the trajectories off the sources' lists.
+            None for "reference", and for "copy" where the sources are folders of
+            RLinf's, which can only be copied or moved.
         pin: by reference, have the sources keep what is named, whatever is removed
             there; a source that cannot be written needs False.
         storage_options: for object stores, see `TrajectoryReplayBuffer`.
@@ -61,13 +65,18 @@ def merge(
     """
     if isinstance(sources, str | os.PathLike) or not len(sources):
         raise InvalidInputError(f"sources are {sources!r:.80}; a list is needed")
-    known_mode = check_mode(mode)
+    known_mode = None if mode is None else check_mode(mode)
     target = open_storage(destination, storage_options, allow_bases=allow_bases)
     stores = [open_source(one, storage_options, allow_bases) for one in sources]
     _check_distinct(stores)
-    parts = [Part.of(_log_store(store)) for store in stores]
-    return make_buffer(
-        parts, target, mode=known_mode, op="merge", pin=pin, progress=progress
+    return _make(
+        stores,
+        [None] * len(stores),
+        target,
+        mode=known_mode,
+        op="merge",
+        pin=pin,
+        progress=progress,
     )
 
 
@@ -80,7 +89,7 @@ def split(
     ids: str | Sequence[int] | None = None,
     where: str | None = None,
     seed: int | None = None,
-    mode: str = "reference",
+    mode: str | None = None,
     pin: bool = True,
     storage_options: StorageOptions | None = None,
     allow_bases: Sequence[Location] = (),
@@ -109,12 +118,12 @@ def split(
     """
     if isinstance(destinations, str | os.PathLike):
         destinations = [destinations]
-    known_mode = check_mode(mode)
+    known_mode = None if mode is None else check_mode(mode)
     targets = [
         open_storage(one, storage_options, allow_bases=allow_bases)
         for one in destinations
     ]
-    store = _log_store(open_source(source, storage_options, allow_bases))
+    store = open_source(source, storage_options, allow_bases)
     given = {"count": count, "fractions": fractions, "ids": ids, "where": where}
     selected = _select(store, given, seed=seed)
     if len(targets) != len(selected):
@@ -122,12 +131,17 @@ def split(
             f"{len(targets)} destinations are named for {len(selected)} parts"
         )
     _check_targets(targets)
-    parts = [Part.of(store, positions) for positions in selected]
     return [
-        make_buffer(
-            [part], target, mode=known_mode, op="split", pin=pin, progress=progress
+        _make(
+            [store],
+            [positions],
+            target,
+            mode=known_mode,
+            op="split",
+            pin=pin,
+            progress=progress,
         )
-        for part, target in zip(parts, targets, strict=True)
+        for positions, target in zip(selected, targets, strict=True)
     ]
 
 
@@ -156,9 +170,49 @@ def _select(
     return [positions]
 
 
-def _log_store(store: TrajectoryStore) -> LogStore:
-    assert isinstance(store, LogStore)
-    return store
+def _make(
+    stores: Sequence[TrajectoryStore],
+    chosen: Sequence[IntArray | None],
+    target: Storage,
+    *,
+    mode: Mode | None,
+    op: str,
+    pin: bool,
+    progress: Progress | None,
+) -> Curation:
+    """Make a buffer or a folder of what was chosen of some, all of one format."""
+    pairs = list(zip(stores, chosen, strict=True))
+    logs = [(one, which) for one, which in pairs if isinstance(one, LogStore)]
+    folders = [(one, which) for one, which in pairs if isinstance(one, RlinfStore)]
+    formats = sorted({one.suffix for one in stores})
+    if len(formats) > 1:
+        raise InvalidInputError(
+            f"the sources are of several formats ({', '.join(formats)}); convert them "
+            "to one first (zarrbuf convert)"
+        )
+    if logs:
+        parts = [Part.of(one, which) for one, which in logs]
+        return make_buffer(
+            parts, target, mode=mode or "reference", op=op, pin=pin, progress=progress
+        )
+    if mode not in (None, "copy", "move"):
+        raise InvalidInputError(
+            f"mode {mode} is not for {formats[0]} files, which are overwritten in "
+            "place; allowed are copy and move"
+        )
+    chosen_files = [FolderPart.of(one, which) for one, which in folders]
+    rows, num_copied = make_folder(
+        chosen_files, target, is_move=mode == "move", progress=progress
+    )
+    return Curation(
+        destination=target.url,
+        sources=tuple(str(one.folder) for one, _ in folders),
+        mode=mode or "copy",
+        num_trajectories=len(rows),
+        total_samples=rows.total_samples,
+        num_bytes=int(rows.column("size").sum()),
+        bytes_copied=num_copied,
+    )
 
 
 def _check_distinct(stores: Sequence[TrajectoryStore]) -> None:

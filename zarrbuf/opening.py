@@ -21,6 +21,7 @@ from zarrbuf.rlinf_index import (
     FILE_FORMATS,
     METADATA_NAME,
     FileFormat,
+    check_no_version,
     is_rlinf_folder,
 )
 from zarrbuf.storage import Storage
@@ -57,22 +58,30 @@ def default_path() -> str:
     return path
 
 
-def open_store(place: Location | Storage) -> TrajectoryStore:
+def open_store(
+    place: Location | Storage, *, version: int | None = None
+) -> TrajectoryStore:
     """Open the buffer or RLinf folder at a path or on a storage, whichever it is.
 
+    Args:
+        place: path, URL or storage.
+        version: open a buffer as it was after that commit, 0 for empty; None for now.
+
     Raises:
+        InvalidInputError: if a version of an RLinf folder is asked for.
         NotFoundError: if neither is there.
         FormatError: if it is damaged.
     """
     storage = place if isinstance(place, Storage) else open_storage(place)
     if isinstance(storage, LocalStorage) and is_rlinf_folder(storage.root):
+        check_no_version(storage.root, version)
         return RlinfStore.open(storage.root)
     if isinstance(storage, LocalStorage) and not storage.exists(ROOT_NAME):
         raise NotFoundError(
             f"{storage.url} holds no replay buffer: neither {ROOT_NAME} nor RLinf's "
             f"{METADATA_NAME} is there"
         )
-    return LogStore.open(storage)
+    return LogStore.open(storage, version=version)
 
 
 def open_or_create_store(

@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from zarrbuf.encoding import encode_trajectory
-from zarrbuf.errors import FormatError, InvalidInputError, NotFoundError
+from zarrbuf.errors import (
+    FormatError,
+    InvalidInputError,
+    NotFoundError,
+    StorageError,
+)
 from zarrbuf.format import Schema, trajectory_name
 from zarrbuf.rlinf_files import (
     encode_trajectory_file,
@@ -104,6 +109,10 @@ class RlinfStore(TrajectoryStore):
     def listed(self) -> Stretch:  # noqa: D102
         return self._table.listed
 
+    def is_same(self, other: TrajectoryStore) -> bool:  # noqa: D102
+        is_folder = isinstance(other, RlinfStore)
+        return is_folder and other.folder.resolve() == self.folder.resolve()
+
     @property
     def next_trajectory_id(self) -> int:  # noqa: D102
         return self.index.counter
@@ -192,3 +201,22 @@ class RlinfStore(TrajectoryStore):
         self.index.names = {}
         self._table = RowTable.empty()
         self.write_index()
+
+    def remove(self, trajectory_ids: Sequence[int]) -> None:
+        """Take trajectories off the index, then delete their files.
+
+        Raises:
+            StorageError: if the storage failed; files without an index entry may stay.
+        """
+        gone = set(trajectory_ids)
+        names = [self.index.names.pop(number) for number in gone]
+        self.index.rows = [r for r in self.index.rows if r.trajectory_id not in gone]
+        self._table = RowTable.of(Rows.of(self.index.rows))
+        self.write_index()
+        for name in names:
+            try:
+                (self.folder / name).unlink(missing_ok=True)
+            except OSError as exc:
+                raise StorageError(
+                    f"cannot delete {self.folder / name}: {exc.strerror}"
+                ) from exc

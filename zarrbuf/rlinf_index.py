@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from zarrbuf.errors import FormatError, NotFoundError, StorageError
+from zarrbuf.errors import FormatError, InvalidInputError, NotFoundError, StorageError
 from zarrbuf.format import is_weights_id, trajectory_name
 from zarrbuf.metadata import parse_json
 from zarrbuf.rows import MAX_SAMPLES, UNKNOWN_SCHEMA, Row
@@ -55,6 +55,19 @@ def is_rlinf_folder(path: str | os.PathLike[str]) -> bool:
     """Whether a local folder looks like one of RLinf's replay buffers."""
     names = (METADATA_NAME, INDEX_NAME, OLD_INDEX_NAME)
     return any(os.path.isfile(os.path.join(path, name)) for name in names)
+
+
+def check_no_version(folder: str | os.PathLike[str], version: int | None) -> None:
+    """Refuse a version of a folder of RLinf's, which has none.
+
+    Raises:
+        InvalidInputError: if one is asked for.
+    """
+    if version is not None:
+        raise InvalidInputError(
+            f"version is {version}; {os.fspath(folder)} is a folder of RLinf's, which "
+            "keeps no versions"
+        )
 
 
 def read_index(path: str | os.PathLike[str]) -> RlinfIndex:

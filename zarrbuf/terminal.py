@@ -39,6 +39,13 @@ STORAGE_OPTION: Final = click.option(
     callback=_parse_options,
     help="For object stores: endpoint_url, key, secret, region, client ...",
 )
+AT_OPTION: Final = click.option(
+    "--at",
+    "version",
+    type=click.IntRange(min=0),
+    metavar="VERSION",
+    help="As it was after that commit (zarrbuf log lists them).",
+)
 ALLOW_BASE_OPTION: Final = click.option(
     "--allow-base",
     "allow_bases",

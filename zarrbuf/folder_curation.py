@@ -1,0 +1,139 @@
+"""Folders of RLinf's out of others: files under new ids, an index that RLinf loads.
+
+Files are copied or moved, never shared: RLinf overwrites them in place. The index comes
+last, so that a folder is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from zarrbuf.destinations import Created, Progress, check_empty
+from zarrbuf.encoding import encode_trajectory
+from zarrbuf.errors import InvalidInputError, StorageError
+from zarrbuf.format import BatchField, new_uuid, trajectory_name
+from zarrbuf.local_storage import LocalStorage
+from zarrbuf.rlinf import RlinfStore
+from zarrbuf.rlinf_index import INDEX_NAME, METADATA_NAME, RlinfIndex, encode_index
+from zarrbuf.rows import IntArray, Row, Rows
+from zarrbuf.selection import interleave
+from zarrbuf.small_fields import sorted_fields
+from zarrbuf.storage import Storage
+from zarrbuf.views import check_fields
+
+
+@dataclass(frozen=True)
+class FolderPart:
+    """Trajectories of a folder that shall stand in another one.
+
+    Attributes:
+        store: the folder.
+        rows: theirs.
+    """
+
+    store: RlinfStore
+    rows: Rows
+
+    @classmethod
+    def of(cls, store: RlinfStore, positions: IntArray | None = None) -> FolderPart:
+        """Choose trajectories by their positions in the list; None for all."""
+        rows = store.rows
+        return cls(store, rows if positions is None else rows.take(positions))
+
+
+def make_folder(
+    parts: Sequence[FolderPart],
+    destination: Storage,
+    *,
+    is_move: bool,
+    progress: Progress | None,
+) -> tuple[Rows, int]:
+    """Make a folder of trajectories of others, ids given anew from 0.
+
+    Args:
+        parts: the trajectories; they are interleaved by id, then by part.
+        destination: a local directory where nothing is yet.
+        is_move: take them from their folders, once the destination is whole.
+        progress: told of files brought.
+
+    Returns:
+        The rows of the destination, and the bytes copied.
+
+    Raises:
+        InvalidInputError: if the destination is not local or not empty, or fields
+            differ; the first file of each folder is read for that.
+        NotFoundError: if a file is missing; nothing is left at the destination.
+        FormatError: if the first file of a folder is damaged.
+        StorageError: if the storage failed; nothing is left at the destination.
+    """
+    if not isinstance(destination, LocalStorage):
+        raise InvalidInputError(
+            f"destination {destination.url!r} is not allowed for pt and pkl files; "
+            "they need a local path"
+        )
+    check_empty(destination)
+    _check_fields(parts)
+    created = Created(destination)
+    try:
+        index = _write_files(parts, created, progress)
+        metadata, entries = encode_index(index)
+        created.create(INDEX_NAME, entries)
+        created.create(METADATA_NAME, metadata)
+        destination.delete_empty_directories()
+    except BaseException:
+        created.take_away()
+        raise
+    if is_move:
+        for part in parts:
+            part.store.remove(part.rows.trajectory_ids.tolist())
+    return Rows.of(index.rows), created.num_bytes
+
+
+def _write_files(
+    parts: Sequence[FolderPart], created: Created, progress: Progress | None
+) -> RlinfIndex:
+    """Write the files under their new names, in the order of their new ids."""
+    first = parts[0].store.index
+    index = RlinfIndex(first.file_format, seed=first.seed)
+    sources = np.repeat(np.arange(len(parts)), [len(part.rows) for part in parts])
+    rows = Rows.concat([part.rows for part in parts])
+    order = interleave([part.rows for part in parts]).tolist()
+    for number, position in enumerate(order):
+        row: Row = rows.row(position)
+        path = parts[sources[position]].store.path_of(row)
+        name = trajectory_name(number, row.model_weights_id, index.file_format)
+        try:
+            data = path.read_bytes()
+        except OSError as exc:
+            raise StorageError(f"cannot read {path}: {exc.strerror}") from exc
+        created.create(name, data)
+        created.num_bytes += len(data)
+        index.rows.append(dataclasses.replace(row, trajectory_id=number))
+        index.names[number] = name
+        if progress is not None:
+            progress(number + 1, len(order))
+    index.counter = len(order)
+    return index
+
+
+def _check_fields(parts: Sequence[FolderPart]) -> None:
+    """Check that a field is the same in the first files of all folders."""
+    known: dict[str, BatchField] = {}
+    problems: list[str] = []
+    for part in parts:
+        if not len(part.rows):
+            continue
+        trajectory = part.store.read_trajectory(part.rows.row(0))
+        encoded = encode_trajectory(trajectory, uuid=new_uuid(), codec="none")
+        for field in sorted_fields(encoded.header.schema):
+            try:
+                check_fields([field], known, name=str(part.store.folder))
+            except InvalidInputError as exc:
+                problems.append(str(exc))
+            known.setdefault(field.name, field)
+    if problems:
+        raise InvalidInputError("; ".join(problems))
