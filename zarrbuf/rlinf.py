@@ -110,8 +110,9 @@ class RlinfStore(TrajectoryStore):
         return self._table.listed
 
     def is_same(self, other: TrajectoryStore) -> bool:  # noqa: D102
-        is_folder = isinstance(other, RlinfStore)
-        return is_folder and other.folder.resolve() == self.folder.resolve()
+        if not isinstance(other, RlinfStore):
+            return False
+        return other.folder.resolve() == self.folder.resolve()
 
     @property
     def next_trajectory_id(self) -> int:  # noqa: D102

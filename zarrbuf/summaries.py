@@ -36,8 +36,9 @@ def summarize(
     tags: dict[str, float | int | None] = {}
     rewards = _numbers(fields, "rewards")
     if rewards is not None:
-        total = rewards.astype(np.float64).sum()
-        tags["mean_return"] = float(total) / rewards.shape[1]
+        with np.errstate(all="ignore"):  # what is not finite is left out
+            total = float(rewards.astype(np.float64).sum())
+        tags["mean_return"] = total / rewards.shape[1]
     dones = _flags(fields, "dones", num_steps)
     if dones is not None:
         first = np.where(dones.any(0), dones.argmax(0) + 1, num_steps)
