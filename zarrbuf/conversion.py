@@ -108,11 +108,13 @@ def convert(
             f"destination {storage.url!r} is not allowed for {to} files; they need a "
             "local path"
         )
-    check_empty(storage)
+    uuid = check_empty(storage)
     created = Created(storage)
     try:
         if to == "zarr":
-            _write_archives(store, created, codec=known_codec, progress=progress)
+            _write_archives(
+                store, created, uuid=uuid, codec=known_codec, progress=progress
+            )
         else:
             file_format: FileFormat = "pt" if to == "pt" else "pkl"
             _write_files(store, created, file_format=file_format, progress=progress)
@@ -136,6 +138,7 @@ def _write_archives(
     store: TrajectoryStore,
     created: Created,
     *,
+    uuid: str,
     codec: CodecName,
     progress: Progress | None,
 ) -> None:
@@ -162,6 +165,7 @@ def _write_archives(
             *_state_actions(store.state),
         ],
         op="convert",
+        uuid=uuid,
     )
 
 

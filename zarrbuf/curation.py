@@ -20,7 +20,7 @@ from zarrbuf.bases import Base, make_base
 from zarrbuf.chunks import crc32c
 from zarrbuf.destinations import Created, Progress, check_empty
 from zarrbuf.errors import FormatError, InvalidInputError, NotFoundError, StorageError
-from zarrbuf.format import TRAJECTORY_DIR, BatchField, Schema, new_uuid
+from zarrbuf.format import TRAJECTORY_DIR, BatchField, Schema
 from zarrbuf.log_format import Action
 from zarrbuf.log_store import LogStore, listing_actions
 from zarrbuf.manifest import Snapshot
@@ -155,9 +155,8 @@ def make_buffer(
         StorageError: if a storage failed. Nothing is listed at the destination then,
             and the same call goes on with what was copied.
     """
-    check_empty(destination)
+    uuid = check_empty(destination)
     schemas = check_schemas(parts)
-    uuid = new_uuid()
     rows = Rows.concat([part.rows for part in parts])
     bytes_copied = 0
     with ExitStack() as undo:

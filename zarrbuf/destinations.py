@@ -9,10 +9,20 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
-from zarrbuf.commits import create_log
+from zarrbuf.commits import CommitLog, create_log
 from zarrbuf.errors import InvalidInputError, StorageError
-from zarrbuf.format import ROOT_NAME, SEGMENT_DIR, TMP_DIR, TRAJECTORY_DIR, commit_path
+from zarrbuf.format import (
+    MANIFEST_DIR,
+    ROOT_NAME,
+    SEGMENT_DIR,
+    TMP_DIR,
+    TRAJECTORY_DIR,
+    commit_path,
+    new_uuid,
+)
 from zarrbuf.log_format import Action
+from zarrbuf.manifest import Snapshot
+from zarrbuf.root import parse_root
 from zarrbuf.storage import Outcome, Storage
 
 Progress = Callable[[int, int], None]
@@ -47,13 +57,29 @@ class Created:
         if outcome is Outcome.UNKNOWN:
             raise StorageError(f"{self.storage.describe(name)} may or may not be there")
 
-    def commit(
-        self, actions: Sequence[Action], *, op: str, uuid: str | None = None
-    ) -> None:
-        """Make the buffer, its first commit the actions; `op` is for people."""
+    def commit(self, actions: Sequence[Action], *, op: str, uuid: str) -> None:
+        """Make the buffer `uuid`, its first commit the actions; `op` is for people.
+
+        Raises:
+            InvalidInputError: if somebody else made one meanwhile.
+            StorageError: if the storage failed.
+        """
         segments = [a["path"] for a in actions if a["action"] == "add_segment"]
-        self._names += [*segments, ROOT_NAME, commit_path(1)]
-        create_log(self.storage, build=lambda _: actions, op=op, uuid=uuid)
+        self._names += [*segments, commit_path(1)]
+
+        def build(now: Snapshot) -> Sequence[Action]:
+            if now.version:
+                raise InvalidInputError(
+                    f"{self.storage.url}: somebody else made a buffer there meanwhile"
+                )
+            return actions
+
+        root = self.storage.read_existing([ROOT_NAME])[0]
+        if root is None:
+            self._names.append(ROOT_NAME)
+            create_log(self.storage, build=build, op=op, uuid=uuid)
+        else:
+            CommitLog(self.storage, root).commit(build, op=op)
 
     def take_away(self) -> None:
         """Delete what was written, unless the commit that names it landed."""
@@ -65,15 +91,27 @@ class Created:
             self.storage.delete_empty_directories()
 
 
-def check_empty(storage: Storage) -> None:
+def check_empty(storage: Storage) -> str:
     """Refuse a destination that holds anything but what a killed program leaves.
+
+    Returns:
+        The uuid that a buffer there will have: that of its `zarrbuf.json`, if a killed
+        program came so far, or a fresh one.
 
     Raises:
         InvalidInputError: if it is not empty.
     """
-    found = [name for name in storage.list_names("") if name not in _LEFTOVERS]
+    names = storage.list_names("")
+    has_commits = bool(storage.list_names(MANIFEST_DIR))
+    leftovers = _LEFTOVERS if has_commits else {*_LEFTOVERS, ROOT_NAME, MANIFEST_DIR}
+    found = [name for name in names if name not in leftovers]
     if found:
         raise InvalidInputError(
             f"destination {storage.url} is not empty (it holds {found[0]!r}); name one "
             "that is"
         )
+    root = storage.read_existing([ROOT_NAME])[0]
+    if root is None:
+        return new_uuid()
+    uuid: str = parse_root(root, where=storage.describe(ROOT_NAME))["uuid"]
+    return uuid
