@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from zarrbuf.merging import split as split
     from zarrbuf.pruning import prune as prune
     from zarrbuf.pruning import remove as remove
+    from zarrbuf.rewriting import export as export
+    from zarrbuf.rewriting import recompress as recompress
     from zarrbuf.trajectory import Trajectory as Trajectory
     from zarrbuf.vacuuming import vacuum as vacuum
     from zarrbuf.verification import verify as verify
@@ -36,10 +38,12 @@ _ROOMS = {
     "ReplayBufferDataset": "datasets",
     "Trajectory": "trajectory",
     "convert": "conversion",
+    "export": "rewriting",
     "list_buffer": "listing",
     "merge": "merging",
     "prune": "pruning",
     "read_history": "history",
+    "recompress": "rewriting",
     "remove": "pruning",
     "replay_buffer_collate_fn": "datasets",
     "row_json": "listing",
@@ -55,10 +59,12 @@ __all__ = [
     "TrajectoryReplayBuffer",
     "__version__",
     "convert",
+    "export",
     "list_buffer",
     "merge",
     "prune",
     "read_history",
+    "recompress",
     "remove",
     "replay_buffer_collate_fn",
     "row_json",

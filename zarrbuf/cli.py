@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 import zarrbuf
+from zarrbuf.conversion_commands import convert, export, recompress
 from zarrbuf.curation_commands import merge, split
 from zarrbuf.errors import InvalidInputError, ZarrbufError
 from zarrbuf.terminal import (
@@ -48,49 +49,6 @@ def main() -> None:
     A PATH is a buffer of zarrbuf's, or a folder of RLinf's pt or pkl files; which one
     it is is seen from what lies there.
     """
-
-
-@main.command()
-@click.argument("source", metavar="SRC")
-@click.argument("destination", metavar="DST")
-@click.option("--to", type=click.Choice(["zarr", "pt", "pkl"]), default="zarr")
-@click.option("--codec", type=click.Choice(["lz4", "zstd", "none"]), default="lz4")
-@AT_OPTION
-@STORAGE_OPTION
-@ALLOW_BASE_OPTION
-@JSON_OPTION
-def convert(
-    source: str,
-    destination: str,
-    to: str,
-    codec: str,
-    version: int | None,
-    storage_options: dict[str, Any],
-    allow_bases: tuple[str, ...],
-    as_json: bool,
-) -> None:
-    """Convert the buffer at SRC into a new one at DST, losslessly."""
-    with show_progress("convert") as progress:
-        done = zarrbuf.convert(
-            source,
-            destination,
-            to=to,
-            codec=codec,
-            version=version,
-            storage_options=storage_options,
-            allow_bases=allow_bases,
-            progress=progress,
-        )
-    if as_json:
-        print_json(done.to_json())
-        return
-    ratio = done.source_bytes / max(1, done.destination_bytes)
-    click.echo(
-        f"{printable(done.destination)}: {done.num_trajectories} trajectories, "
-        f"{done.total_samples} samples, {done.source_format} -> "
-        f"{done.destination_format}, {format_bytes(done.source_bytes)} -> "
-        f"{format_bytes(done.destination_bytes)} (1/{ratio:.1f} of the size)"
-    )
 
 
 @main.command()
@@ -264,7 +222,10 @@ def verify(
         sys.exit(1)
 
 
-for _command in (merge, split, remove, prune, vacuum, show_log):
+_CONVERSION = (convert, recompress, export)
+_CURATION = (merge, split)
+_UPKEEP = (remove, prune, vacuum, show_log)
+for _command in (*_CONVERSION, *_CURATION, *_UPKEEP):
     main.add_command(_command)
 
 

@@ -1,25 +1,27 @@
 """Whole buffers from one format to another, every tensor as it was.
 
 Nothing is visible at the destination until all of it is durable: archives or files
-first, then the one commit or index that names them. What a failed conversion wrote
-is taken away again.
+first, then the one commit or index that names them. What a failed conversion wrote is
+taken away again; what one that was stopped wrote is used by the next.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
 
-from zarrbuf.destinations import Created, Progress, check_empty
-from zarrbuf.encoding import encode_trajectory
-from zarrbuf.errors import InvalidInputError
-from zarrbuf.format import (
-    Schema,
-    new_uuid,
-    trajectory_name,
-)
+from zarrbuf.arguments import check_whole_number
+from zarrbuf.chunks import crc32c
+from zarrbuf.comparing import compare_trajectories
+from zarrbuf.destinations import Created, check_empty
+from zarrbuf.encoding import EncodedTrajectory, describe_trajectory, encode_trajectory
+from zarrbuf.errors import InvalidInputError, StorageError
+from zarrbuf.format import Schema, trajectory_name, trajectory_path
+from zarrbuf.jobs import Progress, run_jobs
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.locations import Location, StorageOptions, open_storage
 from zarrbuf.log_format import Action
@@ -27,7 +29,7 @@ from zarrbuf.log_store import listing_actions
 from zarrbuf.manifest import Snapshot
 from zarrbuf.metadata import CodecName, check_codec
 from zarrbuf.opening import check_format, open_store
-from zarrbuf.rlinf_files import encode_trajectory_file
+from zarrbuf.rlinf_files import encode_trajectory_file, read_trajectory_file
 from zarrbuf.rlinf_index import (
     INDEX_NAME,
     METADATA_NAME,
@@ -36,7 +38,13 @@ from zarrbuf.rlinf_index import (
     encode_index,
 )
 from zarrbuf.rows import Row, Rows
-from zarrbuf.stores import NewTrajectory, TrajectoryStore
+from zarrbuf.storage import Storage
+from zarrbuf.stores import NewTrajectory, TrajectoryStore, known_name
+from zarrbuf.trajectory import Trajectory, decode_trajectory
+from zarrbuf.trajectory_archive import TrajectoryArchive
+from zarrbuf.workers import default_num_threads
+
+_EXACT: Final = "bit-exact"
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,8 @@ class Conversion:
         total_samples: samples in them.
         source_bytes: bytes of the archives or files read.
         destination_bytes: bytes of the archives or files written.
+        fields: field path -> in how many trajectories it was read again and found
+            bit-exact; empty if that was not asked for.
     """
 
     source: str
@@ -62,6 +72,7 @@ class Conversion:
     total_samples: int
     source_bytes: int
     destination_bytes: int
+    fields: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -69,17 +80,21 @@ class Conversion:
 
 
 def convert(
-    source: str | os.PathLike[str],
-    destination: str | os.PathLike[str],
+    source: Location,
+    destination: Location,
     *,
     to: str = "zarr",
     codec: str = "lz4",
     version: int | None = None,
+    verify: bool = False,
+    num_threads: int | None = None,
     storage_options: StorageOptions | None = None,
     allow_bases: Sequence[Location] = (),
     progress: Progress | None = None,
 ) -> Conversion:
     """Convert a whole buffer: ids, weights ids, seed and order are kept.
+
+    A call that was stopped (killed, interrupted) goes on when it is made again.
 
     Args:
         source: a zarrbuf buffer or a folder of RLinf's, path or URL.
@@ -87,6 +102,10 @@ def convert(
         to: "zarr", "pt" or "pkl".
         codec: "lz4", "zstd" or "none", for "zarr".
         version: convert the source as it was after that commit; None for now.
+        verify: read each trajectory again from where it was written, and compare every
+            tensor bit for bit.
+        num_threads: trajectories under way at once; None for as many as there are
+            processors, at most 4.
         storage_options: for object stores, see `TrajectoryReplayBuffer`.
         allow_bases: see `TrajectoryReplayBuffer`.
         progress: called with (trajectories done, trajectories in all).
@@ -96,10 +115,14 @@ def convert(
             `destination`.
         NotFoundError: if there is no buffer at `source`.
         FormatError: if the source is damaged; nothing is left at `destination`.
-        StorageError: if the storage failed; nothing is left at `destination`.
+        StorageError: if the storage failed, or what was read again differs; nothing is
+            left at `destination`.
     """
     check_format("to", to)
     known_codec = check_codec(codec)
+    if num_threads is None:
+        num_threads = default_num_threads()
+    check_whole_number("num_threads", num_threads, minimum=1)
     source_storage = open_storage(source, storage_options, allow_bases=allow_bases)
     store = open_store(source_storage, version=version)
     storage = open_storage(destination, storage_options)
@@ -108,20 +131,27 @@ def convert(
             f"destination {storage.url!r} is not allowed for {to} files; they need a "
             "local path"
         )
-    uuid = check_empty(storage)
+    uuid = check_empty(storage, suffix="" if to == "zarr" else to)
     created = Created(storage)
+    one = Converter(store, created, to=to, codec=known_codec, verify=verify)
+    rows = store.rows
     try:
+        done = run_jobs(
+            lambda number: one.convert(rows.row(number)),
+            range(len(rows)),
+            num_threads=num_threads,
+            progress=progress,
+        )
         if to == "zarr":
-            _write_archives(
-                store, created, uuid=uuid, codec=known_codec, progress=progress
-            )
+            _commit(store, created, done, codec=known_codec, uuid=uuid)
         else:
-            file_format: FileFormat = "pt" if to == "pt" else "pkl"
-            _write_files(store, created, file_format=file_format, progress=progress)
-    except BaseException:
+            _write_index(store, created, "pt" if to == "pt" else "pkl")
+    except Exception:
         created.take_away()
         raise
-    rows = store.rows
+    fields: Counter[str] = Counter()
+    for converted in done:
+        fields.update(converted.fields)
     return Conversion(
         source=os.fspath(source),
         destination=os.fspath(destination),
@@ -130,38 +160,146 @@ def convert(
         num_trajectories=len(rows),
         total_samples=rows.total_samples,
         source_bytes=int(rows.column("size").sum()),
-        destination_bytes=created.num_bytes,
+        destination_bytes=sum(converted.num_bytes for converted in done),
+        fields=dict(sorted(fields.items())),
     )
 
 
-def _write_archives(
-    store: TrajectoryStore,
-    created: Created,
-    *,
-    uuid: str,
-    codec: CodecName,
-    progress: Progress | None,
-) -> None:
-    rows: list[Row] = []
-    schemas: dict[str, Schema] = {}
-    total = len(store.rows)
-    for number in range(total):
-        row = store.rows.row(number)
-        encoded = encode_trajectory(
-            store.read_trajectory(row), uuid=new_uuid(), codec=codec
+@dataclass(frozen=True)
+class Converted:
+    """One trajectory at its destination.
+
+    Attributes:
+        row: of the manifest; that of the source for files.
+        schema: its fields; empty for files.
+        num_bytes: what it takes.
+        fields: names of those that were read again.
+    """
+
+    row: Row
+    schema: Schema
+    num_bytes: int
+    fields: tuple[str, ...]
+
+
+class Converter:
+    """Converts one trajectory after the other, from several threads."""
+
+    def __init__(
+        self,
+        store: TrajectoryStore,
+        created: Created,
+        *,
+        to: str,
+        codec: CodecName,
+        verify: bool,
+    ) -> None:
+        """Use `convert`.
+
+        Args:
+            store: where trajectories are read.
+            created: what is written is added to it.
+            to: "zarr", "pt" or "pkl".
+            codec: for "zarr".
+            verify: whether to compare what was written with what was read.
+        """
+        self._store = store
+        self._created = created
+        self._to = to
+        self._codec = codec
+        self._verify = verify
+
+    def convert(self, row: Row) -> Converted:
+        """Convert one trajectory; raises what `zarrbuf.convert` does."""
+        if self._to == "zarr":
+            return self._to_archive(row)
+        return self._to_file(row, "pt" if self._to == "pt" else "pkl")
+
+    def _to_archive(self, row: Row) -> Converted:
+        uuid = derived_uuid(row, self._codec)
+        path = trajectory_path(uuid)
+        encoded = read_encoded(self._created.storage, path)
+        trajectory = None
+        if encoded is None:
+            trajectory = self._store.read_trajectory(row)
+            encoded = encode_trajectory(trajectory, uuid=uuid, codec=self._codec)
+            self._created.create(path, encoded.data)
+        fields = self._compare(
+            row,
+            trajectory,
+            lambda: decode_trajectory(
+                TrajectoryArchive(self._created.storage.read(path), name=path)
+            ),
         )
         item = NewTrajectory.of(encoded, trajectory_id=row.trajectory_id)
-        created.create(item.row.path, encoded.data)
-        created.num_bytes += len(encoded.data)
-        rows.append(item.row)
-        schemas[item.row.schema] = encoded.header.schema
-        if progress is not None:
-            progress(number + 1, total)
+        schema = encoded.header.schema
+        return Converted(item.row, schema, len(encoded.data), fields)
+
+    def _to_file(self, row: Row, file_format: FileFormat) -> Converted:
+        name = trajectory_name(row.trajectory_id, row.model_weights_id, file_format)
+        trajectory = self._store.read_trajectory(row)
+        data = encode_trajectory_file(trajectory, file_format)
+        self._created.create(name, data)
+        path = self._created.storage.describe(name)
+        fields = self._compare(row, trajectory, lambda: read_trajectory_file(path))
+        return Converted(row, {}, len(data), fields)
+
+    def _compare(
+        self,
+        row: Row,
+        before: Trajectory | None,
+        read_again: Callable[[], Trajectory],
+    ) -> tuple[str, ...]:
+        """Compare what was written with the source; names of the fields."""
+        if not self._verify:
+            return ()
+        if before is None:
+            before = self._store.read_trajectory(row)
+        found = compare_trajectories(before, read_again())
+        wrong = [f"{name} is {how}" for name, how in found.items() if how != _EXACT]
+        if wrong:
+            raise StorageError(
+                f"{known_name(row, self._store.suffix)}: what was written is not what "
+                f"was read: {', '.join(wrong)}"
+            )
+        return tuple(found)
+
+
+def derived_uuid(row: Row, codec: CodecName) -> str:
+    """Return the uuid of a trajectory encoded anew: the same for each try."""
+    text = f"zarrbuf conversion of {row.uuid} to {codec}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def read_encoded(storage: Storage, path: str) -> EncodedTrajectory | None:
+    """Return the archive that a stopped conversion wrote, None if there is none.
+
+    Raises:
+        FormatError: if it is damaged.
+    """
+    data = storage.read_existing([path])[0]
+    if data is None:
+        return None
+    archive = TrajectoryArchive(data, name=storage.describe(path))
+    archive.check()
+    shape, tags = describe_trajectory(decode_trajectory(archive))
+    return EncodedTrajectory(data, archive.header, shape, crc32c(data), tags)
+
+
+def _commit(
+    store: TrajectoryStore,
+    created: Created,
+    done: Sequence[Converted],
+    *,
+    codec: CodecName,
+    uuid: str,
+) -> None:
+    schemas = {one.row.schema: one.schema for one in done}
     config = {"seed": store.seed, "codec": codec}
     created.commit(
         [
             Snapshot(0, "").meta_action(schemas=schemas, config=config),
-            *listing_actions(Rows.of(rows), created.storage),
+            *listing_actions(Rows.of([one.row for one in done]), created.storage),
             *_state_actions(store.state),
         ],
         op="convert",
@@ -173,27 +311,15 @@ def _state_actions(state: Mapping[str, Any] | None) -> list[Action]:
     return [] if state is None else [{"action": "state", "state": dict(state)}]
 
 
-def _write_files(
-    store: TrajectoryStore,
-    created: Created,
-    *,
-    file_format: FileFormat,
-    progress: Progress | None,
+def _write_index(
+    store: TrajectoryStore, created: Created, file_format: FileFormat
 ) -> None:
     index = RlinfIndex(file_format, counter=store.next_trajectory_id)
     if store.seed is not None:
         index.seed = store.seed
     index.generator = (store.state or {}).get("generator")
-    total = len(store.rows)
-    for number in range(total):
-        row = store.rows.row(number)
-        name = trajectory_name(row.trajectory_id, row.model_weights_id, file_format)
-        data = encode_trajectory_file(store.read_trajectory(row), file_format)
-        created.create(name, data)
-        created.num_bytes += len(data)
-        index.rows.append(row)
-        if progress is not None:
-            progress(number + 1, total)
+    rows = store.rows
+    index.rows = [rows.row(number) for number in range(len(rows))]
     metadata, entries = encode_index(index)
     created.create(INDEX_NAME, entries)
     created.create(METADATA_NAME, metadata)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -18,9 +17,10 @@ import numpy as np
 
 from zarrbuf.bases import Base, make_base
 from zarrbuf.chunks import crc32c
-from zarrbuf.destinations import Created, Progress, check_empty
+from zarrbuf.destinations import Created, check_empty
 from zarrbuf.errors import FormatError, InvalidInputError, NotFoundError, StorageError
 from zarrbuf.format import TRAJECTORY_DIR, BatchField, Schema
+from zarrbuf.jobs import Progress, run_jobs
 from zarrbuf.log_format import Action
 from zarrbuf.log_store import LogStore, listing_actions
 from zarrbuf.manifest import Snapshot
@@ -264,17 +264,7 @@ def bring_archives(
         return _bring(row, part.store, destination, mode=mode, is_fresh=is_fresh)
 
     jobs = [(part, n) for part in parts for n in range(len(part.rows))]
-    total = 0
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        try:
-            for number, copied in enumerate(pool.map(bring, jobs), 1):
-                total += copied
-                if progress is not None:
-                    progress(number, len(jobs))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return total
+    return sum(run_jobs(bring, jobs, num_threads=_AT_ONCE, progress=progress))
 
 
 def _bring(
@@ -293,6 +283,23 @@ def _bring(
             there = destination.read_existing([row.path])[0]
             if there is not None and _is_archive(there, row):
                 return 0
+    except NotFoundError as exc:
+        raise NotFoundError(f"{known_name(row)} of {home.url} is missing") from exc
+    data = read_archive(row, store)
+    destination.put(row.path, data)
+    return len(data)
+
+
+def read_archive(row: Row, store: LogStore) -> bytes:
+    """Read the archive of a row, from wherever it lies, and check its crc32c.
+
+    Raises:
+        NotFoundError: if it is missing.
+        FormatError: if it is not the one that the row names.
+        StorageError: if the storage failed.
+    """
+    home = store.home(row)
+    try:
         data = home.read(row.path)
     except NotFoundError as exc:
         raise NotFoundError(f"{known_name(row)} of {home.url} is missing") from exc
@@ -301,8 +308,7 @@ def _bring(
             f"{known_name(row)} ({home.describe(row.path)}) is damaged: its size or "
             "crc32c is not that of the manifest"
         )
-    destination.put(row.path, data)
-    return len(data)
+    return data
 
 
 def _is_archive(data: bytes, row: Row) -> bool:

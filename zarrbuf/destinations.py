@@ -5,7 +5,8 @@ Owns what may lie there from a program that was killed. Knows no format.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -25,8 +26,6 @@ from zarrbuf.manifest import Snapshot
 from zarrbuf.root import parse_root
 from zarrbuf.storage import Outcome, Storage
 
-Progress = Callable[[int, int], None]
-"""Called with (trajectories done, trajectories in all)."""
 _LEFTOVERS: Final = {TRAJECTORY_DIR, SEGMENT_DIR, TMP_DIR}
 
 
@@ -40,16 +39,18 @@ class Created:
         self._names: list[str] = []
 
     def create(self, name: str, data: bytes) -> None:
-        """Create an object that nobody else creates.
+        """Create an object that nobody else creates. Safe between threads.
 
         Raises:
-            InvalidInputError: if it is there.
+            InvalidInputError: if it is there with other bytes.
             StorageError: if it is not surely there then.
         """
         self._names.append(name)
         outcome = self.storage.create(name, data)
         if outcome is Outcome.EXISTS:
-            self._names.pop()
+            self._names.remove(name)
+            if self.storage.read(name) == data:
+                return  # of a program that was stopped
             raise InvalidInputError(
                 f"{self.storage.describe(name)} came to be meanwhile; does another "
                 "program write there?"
@@ -91,8 +92,12 @@ class Created:
             self.storage.delete_empty_directories()
 
 
-def check_empty(storage: Storage) -> str:
+def check_empty(storage: Storage, *, suffix: str = "") -> str:
     """Refuse a destination that holds anything but what a killed program leaves.
+
+    Args:
+        storage: the destination.
+        suffix: "pt" or "pkl" if files of trajectories are left, too.
 
     Returns:
         The uuid that a buffer there will have: that of its `zarrbuf.json`, if a killed
@@ -104,7 +109,8 @@ def check_empty(storage: Storage) -> str:
     names = storage.list_names("")
     has_commits = bool(storage.list_names(MANIFEST_DIR))
     leftovers = _LEFTOVERS if has_commits else {*_LEFTOVERS, ROOT_NAME, MANIFEST_DIR}
-    found = [name for name in names if name not in leftovers]
+    left_file = re.compile(rf"trajectory_\d+_.*\.{suffix}" if suffix else "(?!)")
+    found = [n for n in names if n not in leftovers and not left_file.fullmatch(n)]
     if found:
         raise InvalidInputError(
             f"destination {storage.url} is not empty (it holds {found[0]!r}); name one "

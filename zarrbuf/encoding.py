@@ -94,12 +94,7 @@ def encode_trajectory(
     leaves, non_tensor = _collect(trajectory)
     first = _first_shape(leaves)
     num_steps, num_envs = first[:2]
-    schema: dict[str, FieldSpec] = {}
-    arrays: dict[str, FieldArray] = {}
-    for path, tensors in _paired(leaves).items():
-        spec, array = _field_array(path, tensors, num_steps, num_envs)
-        schema[path] = spec
-        arrays[path] = array
+    schema, arrays = _arrays(leaves, num_steps, num_envs)
     header = TrajectoryHeader(
         uuid,
         num_steps,
@@ -117,9 +112,37 @@ def encode_trajectory(
         codec=codec,
         encode_rows=functools.partial(encode_rows, workers=workers),
     )
-    fields = {path: (array.parts[0], array.dtype) for path, array in arrays.items()}
-    tags = summarize(fields, num_steps)
+    tags = _tags(arrays, num_steps)
     return EncodedTrajectory(data, header, first, crc32c(data), tags)
+
+
+def describe_trajectory(trajectory: Any) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """Return what the manifest says of a trajectory: the shape with T and B, the tags.
+
+    Raises:
+        InvalidInputError: as `encode_trajectory`.
+    """
+    leaves, _ = _collect(trajectory)
+    first = _first_shape(leaves)
+    _, arrays = _arrays(leaves, *first[:2])
+    return first, _tags(arrays, first[0])
+
+
+def _arrays(
+    leaves: Mapping[str, Tensor], num_steps: int, num_envs: int
+) -> tuple[dict[str, FieldSpec], dict[str, FieldArray]]:
+    schema: dict[str, FieldSpec] = {}
+    arrays: dict[str, FieldArray] = {}
+    for path, tensors in _paired(leaves).items():
+        spec, array = _field_array(path, tensors, num_steps, num_envs)
+        schema[path] = spec
+        arrays[path] = array
+    return schema, arrays
+
+
+def _tags(arrays: Mapping[str, FieldArray], num_steps: int) -> dict[str, Any]:
+    fields = {path: (array.parts[0], array.dtype) for path, array in arrays.items()}
+    return summarize(fields, num_steps)
 
 
 def _max_episode_length(trajectory: Any) -> int:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zarrbuf.destinations import Created, Progress, check_empty
+from zarrbuf.destinations import Created, check_empty
 from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import InvalidInputError, StorageError
 from zarrbuf.format import BatchField, new_uuid, trajectory_name
+from zarrbuf.jobs import Progress
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.rlinf import RlinfStore
 from zarrbuf.rlinf_index import INDEX_NAME, METADATA_NAME, RlinfIndex, encode_index
@@ -75,7 +76,7 @@ def make_folder(
             f"destination {destination.url!r} is not allowed for pt and pkl files; "
             "they need a local path"
         )
-    check_empty(destination)
+    check_empty(destination, suffix=parts[0].store.suffix)
     _check_fields(parts)
     created = Created(destination)
     try:

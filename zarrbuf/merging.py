@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zarrbuf.curation import Curation, Mode, Part, check_mode, make_buffer
-from zarrbuf.destinations import Progress
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.expressions import select_where
 from zarrbuf.folder_curation import FolderPart, make_folder
+from zarrbuf.jobs import Progress
 from zarrbuf.locations import Location, StorageOptions, open_storage
 from zarrbuf.log_store import LogStore
 from zarrbuf.rlinf import RlinfStore

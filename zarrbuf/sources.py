@@ -50,7 +50,11 @@ def open_source(
 
 
 def open_log_store(
-    source: Any, storage_options: StorageOptions | None, *, what: str
+    source: Any,
+    storage_options: StorageOptions | None,
+    *,
+    what: str,
+    allow_bases: Sequence[Location] = (),
 ) -> LogStore:
     """Open the store of a buffer of zarrbuf's.
 
@@ -58,12 +62,13 @@ def open_log_store(
         source: path, URL or open buffer.
         storage_options: for object stores.
         what: what is done with it, for the message.
+        allow_bases: what its manifest may name besides what lies beside it.
 
     Raises:
         InvalidInputError: if it is a folder of RLinf's, or in memory.
         NotFoundError: if there is none.
     """
-    store = open_source(source, storage_options)
+    store = open_source(source, storage_options, allow_bases)
     if not isinstance(store, LogStore):
         raise InvalidInputError(
             f"{store.url} holds {store.suffix} files of RLinf's, which {what} does not "

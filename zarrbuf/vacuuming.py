@@ -9,16 +9,15 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
 from zarrbuf.commits import open_log
-from zarrbuf.destinations import Progress
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.format import TRAJECTORY_DIR, TRAJECTORY_PATH, new_uuid, trajectory_path
+from zarrbuf.jobs import Progress, run_jobs
 from zarrbuf.locations import StorageOptions
 from zarrbuf.log_format import Action
 from zarrbuf.log_store import LogStore
@@ -135,8 +134,7 @@ def _delete(store: LogStore, wanted: Sequence[str], cutoff_ms: int) -> None:
         return [_action("vacuum", intent, gone)] if gone else []
 
     store.log.commit(announce, op="vacuum")
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        list(pool.map(storage.delete, gone))
+    run_jobs(storage.delete, gone, num_threads=_AT_ONCE)
     done = [_action("vacuum_done", intent, gone)] if gone else []
     store.log.commit(lambda now: done, op="vacuum")
 

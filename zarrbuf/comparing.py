@@ -1,0 +1,56 @@
+"""Whether two trajectories are the same, bit for bit, field by field.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from zarrbuf.trajectory import Trajectory
+
+
+def compare_trajectories(before: Trajectory, after: Trajectory) -> dict[str, str]:
+    """Compare every field of two trajectories.
+
+    Returns:
+        Field path -> "bit-exact", "changed" (another dtype, shape, bit or value),
+        "dropped" (only in `before`) or "added" (only in `after`).
+    """
+    old, new = dict(_leaves(vars(before))), dict(_leaves(vars(after)))
+    found = {}
+    for path in sorted(old.keys() | new.keys()):
+        if path not in new:
+            found[path] = "dropped"
+        elif path not in old:
+            found[path] = "added"
+        else:
+            is_same = _is_same(old[path], new[path])
+            found[path] = "bit-exact" if is_same else "changed"
+    return found
+
+
+def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what is no dict, and empty dicts, by path; None at the top is nothing."""
+    for key, item in value.items():
+        path = f"{prefix}{key}"
+        if isinstance(item, Mapping) and (item or prefix):
+            yield path, {} if not item else len(item)
+            yield from _leaves(item, f"{path}/")
+        elif prefix or (item is not None and not isinstance(item, Mapping)):
+            yield path, item
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and _bits(a) == _bits(b)
+    return type(a) is type(b) and bool(a == b)
+
+
+def _bits(tensor: torch.Tensor) -> memoryview:
+    dense = tensor.detach().cpu().contiguous().reshape(-1)
+    bits: memoryview = dense.view(torch.uint8).numpy().data
+    return bits
