@@ -251,8 +251,9 @@ def test_exported_archives_have_their_names_and_any_zarr_reads_them(
     source = make(tmp_path / "a", 5, 3)
     names = export(source, tmp_path / "out")
     assert names == [f"trajectory_{n}_w_{n + 5}.zarr.zip" for n in range(3)]
-    group = zarr.open_group(tmp_path / "out" / names[1], mode="r")
-    assert np.asarray(group["rewards"]).tolist() == [[6.0, 6.0]] * 3
+    with zarr.storage.ZipStore(tmp_path / "out" / names[1], mode="r") as store:
+        group = zarr.open_group(store, mode="r")
+        assert np.asarray(group["rewards"]).tolist() == [[6.0, 6.0]] * 3
     found = files_below(tmp_path / "out")
     assert sorted(found) == names
     assert {*found.values()} == {*files_below(tmp_path / "a" / "trajectories").values()}

@@ -125,8 +125,8 @@ def export(
 ) -> list[str]:
     """Copy the archives of a buffer to a directory, under the names that `ls` shows.
 
-    Each is a Zarr group in a zip that any Zarr reader opens; so ".zip" is appended. The directory is no
-    buffer. Files that are there with the same bytes are left alone.
+    Each is a Zarr group in a zip that any Zarr reader opens; so ".zip" is appended. The
+    directory is no buffer. Files that are there with the same bytes are left alone.
 
     Args:
         source: a zarrbuf buffer, path or URL.
