@@ -81,7 +81,7 @@ WRONG_TYPES: dict[type, list[Any]] = {
     dict: ["", 1, True, None, []],
     type(None): ["", 1, True, []],
 }
-OPEN = ("config", "state", "non_tensor", "tags", "bases")
+OPEN = ("config", "state", "non_tensor", "tags")
 """Objects whose keys the format leaves to the user, so nothing in them is wrong."""
 
 
