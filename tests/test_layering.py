@@ -106,12 +106,13 @@ RANKS = {
     "vacuuming": 13,
     "rewriting": 13,
     "merging": 13,
-    "buffer": 13,
-    "__init__": 14,
-    "curation_commands": 15,
-    "upkeep_commands": 15,
-    "conversion_commands": 15,
-    "cli": 16,
+    "retention": 14,
+    "buffer": 15,
+    "__init__": 16,
+    "curation_commands": 17,
+    "upkeep_commands": 17,
+    "conversion_commands": 17,
+    "cli": 18,
 }
 COMMANDS = {"conversion_commands", "curation_commands", "upkeep_commands"}
 ONLY_IN = {

@@ -31,6 +31,7 @@ from zarrbuf.opening import (
 )
 from zarrbuf.prefetching import Prefetcher
 from zarrbuf.reader import BatchReader
+from zarrbuf.retention import retain
 from zarrbuf.rlinf_names import RlinfNames
 from zarrbuf.sampler import Sampler
 from zarrbuf.sampling import partition
@@ -67,6 +68,7 @@ class TrajectoryReplayBuffer(RlinfNames):
         prefetch_batches: int = 2,
         refresh_interval_s: float | None = None,
         allow_bases: Sequence[Location] = (),
+        retention: int | None = None,
     ) -> None:
         """Make a buffer, or continue the one at `auto_save_path`.
 
@@ -105,6 +107,9 @@ class TrajectoryReplayBuffer(RlinfNames):
                 `sample`.
             allow_bases: where a buffer that names trajectories of others may point
                 to, besides what lies beside it and in its bucket.
+            retention: keep the newest so many trajectories on disk, at least the
+                window; older ones leave the list, and an hour later their archives go.
+                None to keep all.
 
         Raises:
             InvalidInputError: if an argument is not allowed.
@@ -145,11 +150,13 @@ class TrajectoryReplayBuffer(RlinfNames):
         )
         self._sampler = Sampler(self._reader, self._memory, self._prefetcher)
         interval_s = check_interval("refresh_interval_s", refresh_interval_s)
+        store = self._own_store(auto_save_path) if auto_save else MemoryStore()
         self._contents = Contents(
-            self._own_store(auto_save_path) if auto_save else MemoryStore(),
+            store,
             self._reader,
             window_size=window_size,
             max_queue_bytes=max_queue_bytes,
+            after_save=retain(store, retention, window_size=window_size),
         )
         self._refreshing = Repeater(self._contents.look, interval_s=interval_s)
 

@@ -10,7 +10,7 @@ import functools
 import os
 import threading
 import weakref
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from zarrbuf.encoding import EncodedTrajectory
@@ -55,6 +55,7 @@ class Contents:
         *,
         window_size: int,
         max_queue_bytes: int,
+        after_save: Callable[[], None] | None = None,
     ) -> None:
         """Start with what `store` lists.
 
@@ -63,8 +64,11 @@ class Contents:
             reader: told when an archive moves from memory to disk.
             window_size: trajectories in the window, 0 for all.
             max_queue_bytes: encoded bytes that may wait to be saved.
+            after_save: called in the writer's thread whenever something was saved,
+                while nothing else is done with the store.
         """
         self._store = store
+        self._after_save = after_save
         self._reader = reader
         self._window_size = window_size
         self.writer = BackgroundWriter(self._save, max_queue_bytes=max_queue_bytes)
@@ -142,6 +146,8 @@ class Contents:
         """Save queued trajectories; runs in the writer's thread."""
         with self._store_lock:
             self._store.append(items)
+            if self._after_save is not None:
+                self._after_save()
         saved = [item.row.uuid for item in items]
         with self._lock:
             self._queued.discard(saved)
