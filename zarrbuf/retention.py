@@ -1,4 +1,4 @@
-"""A buffer that is appended to for ever keeps its newest trajectories, and the disk room.
+"""A buffer that is appended to for ever keeps its newest trajectories, and disk room.
 
 Owns when old trajectories leave the list, and when their archives go.
 """
