@@ -16,7 +16,7 @@ from remote import loaded, memory_url
 import zarrbuf
 from toolkits.replay_buffer.merge_or_split_replay_buffer import command, find_sources
 from zarrbuf import TrajectoryReplayBuffer, convert, merge, split
-from zarrbuf.errors import InvalidInputError, NotFoundError, StorageError
+from zarrbuf.errors import InvalidInputError, NotFoundError
 from zarrbuf.local_storage import LocalStorage
 
 RANKS = Path(__file__).parent / "data" / "rlinf_pt"
@@ -203,7 +203,7 @@ def test_a_file_that_vanishes_leaves_nothing(ranks: list[Path], tmp_path: Path) 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LocalStorage, "create", vanish)
-        with pytest.raises(StorageError, match=f"cannot read {last}"):
+        with pytest.raises(NotFoundError, match=f"{last} does not exist"):
             merge(ranks, tmp_path / "all")
     assert not (tmp_path / "all").exists()
 

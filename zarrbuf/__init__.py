@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from zarrbuf.merging import split as split
     from zarrbuf.pruning import prune as prune
     from zarrbuf.pruning import remove as remove
+    from zarrbuf.repairing import repair as repair
     from zarrbuf.rewriting import export as export
     from zarrbuf.rewriting import recompress as recompress
     from zarrbuf.trajectory import Trajectory as Trajectory
@@ -45,6 +46,7 @@ _ROOMS = {
     "read_history": "history",
     "recompress": "rewriting",
     "remove": "pruning",
+    "repair": "repairing",
     "replay_buffer_collate_fn": "datasets",
     "row_json": "listing",
     "split": "merging",
@@ -66,6 +68,7 @@ __all__ = [
     "read_history",
     "recompress",
     "remove",
+    "repair",
     "replay_buffer_collate_fn",
     "row_json",
     "split",

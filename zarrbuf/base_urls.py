@@ -99,7 +99,8 @@ def resolve_base(root: str, name: str, *, where: str) -> Place:
             leads out of its bucket.
     """
     here = place_of(root)
-    if not name or len(name) > 4096 or not name.isprintable() or "::" in name:
+    has_control = any(ord(c) < 32 or 127 <= ord(c) < 160 for c in name)
+    if not name or len(name) > 4096 or has_control or "::" in name:
         raise UntrustedBaseError(f"{where}: base {name!r:.200} is no path or URL")
     if "://" in name:
         place = place_of(name)

@@ -224,7 +224,7 @@ class TrajectoryReplayBuffer(RlinfNames):
 
     @property
     def url(self) -> str | None:
-        """Where trajectories are saved; None if they are kept in memory."""
+        """Where all trajectories lie; None if some are in memory or loaded."""
         return self._contents.url
 
     # --- what there is ----------------------------------------------------------

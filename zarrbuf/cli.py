@@ -27,7 +27,7 @@ from zarrbuf.terminal import (
     printable,
     show_progress,
 )
-from zarrbuf.upkeep_commands import prune, remove, show_log, vacuum
+from zarrbuf.upkeep_commands import prune, remove, repair, show_log, vacuum
 
 
 class _Group(click.Group):
@@ -191,11 +191,13 @@ def list_trajectories(
 
 @main.command()
 @click.argument("path")
+@click.option("--deep", is_flag=True, help="Decode every trajectory, too.")
 @STORAGE_OPTION
 @ALLOW_BASE_OPTION
 @JSON_OPTION
 def verify(
     path: str,
+    deep: bool,
     storage_options: dict[str, Any],
     allow_bases: tuple[str, ...],
     as_json: bool,
@@ -204,6 +206,7 @@ def verify(
     with show_progress("verify") as progress:
         result = zarrbuf.verify(
             path,
+            deep=deep,
             storage_options=storage_options,
             allow_bases=allow_bases,
             progress=progress,
@@ -224,7 +227,7 @@ def verify(
 
 _CONVERSION = (convert, recompress, export)
 _CURATION = (merge, split)
-_UPKEEP = (remove, prune, vacuum, show_log)
+_UPKEEP = (remove, prune, vacuum, repair, show_log)
 for _command in (*_CONVERSION, *_CURATION, *_UPKEEP):
     main.add_command(_command)
 

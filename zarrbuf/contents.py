@@ -216,8 +216,8 @@ class Contents:
 
     @property
     def url(self) -> str | None:
-        """Where the store lies; None for memory."""
-        return self._store.url
+        """Where all that is listed lies; None if a part is elsewhere or in memory."""
+        return None if self._loaded is not None else self._store.url
 
     def view(self) -> View:
         """Return what is sampled from now."""

@@ -323,4 +323,4 @@ def _write_index(
     metadata, entries = encode_index(index)
     created.create(INDEX_NAME, entries)
     created.create(METADATA_NAME, metadata)
-    created.storage.delete_empty_directories()
+    created.storage.delete_empty_directories(keep_root=True)

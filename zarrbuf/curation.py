@@ -8,6 +8,7 @@ one commit makes the destination. Folders of RLinf's are the business of
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,8 +19,14 @@ import numpy as np
 from zarrbuf.bases import Base, make_base
 from zarrbuf.chunks import crc32c
 from zarrbuf.destinations import Created, check_empty
-from zarrbuf.errors import FormatError, InvalidInputError, NotFoundError, StorageError
-from zarrbuf.format import TRAJECTORY_DIR, BatchField, Schema
+from zarrbuf.errors import (
+    FormatError,
+    InvalidInputError,
+    NotFoundError,
+    StorageError,
+    ZarrbufError,
+)
+from zarrbuf.format import TRAJECTORY_DIR, BatchField, Schema, commit_path
 from zarrbuf.jobs import Progress, run_jobs
 from zarrbuf.log_format import Action
 from zarrbuf.log_store import LogStore, listing_actions
@@ -163,7 +170,9 @@ def make_buffer(
         if mode == "reference":
             bases, numbers = reference_bases(parts, destination)
             if pin:
-                undo.enter_context(pinned(parts, by=f"{uuid} {destination.url}"))
+                by = f"{uuid} {destination.url}"
+                absent = functools.partial(_is_absent, destination)
+                undo.enter_context(pinned(parts, by=by, is_absent=absent))
         else:
             bases, numbers = [], np.zeros(len(rows), np.int64)
             bytes_copied = bring_archives(
@@ -187,7 +196,7 @@ def make_buffer(
             raise
     if mode == "move":
         for part in parts:
-            remove_rows(part.store, part.rows, reason="move")
+            _take_off(part, destination)
     return Curation(
         destination=destination.url,
         sources=tuple(dict.fromkeys(part.store.storage.url for part in parts)),
@@ -197,6 +206,24 @@ def make_buffer(
         num_bytes=int(rows.column("size").sum()),
         bytes_copied=bytes_copied,
     )
+
+
+def _is_absent(destination: Storage) -> bool:
+    """Whether a destination surely has no commit."""
+    try:
+        return not destination.exists(commit_path(1))
+    except ZarrbufError:
+        return False
+
+
+def _take_off(part: Part, destination: Storage) -> None:
+    try:
+        remove_rows(part.store, part.rows, reason="move")
+    except ZarrbufError as exc:
+        raise type(exc)(
+            f"{destination.url} is whole, but {part.store.url} still lists what was "
+            f"moved: {exc}; take it off by zarrbuf remove"
+        ) from exc
 
 
 def with_columns(rows: Rows, **columns: Any) -> Rows:
@@ -219,7 +246,7 @@ def reference_bases(
         UntrustedBaseError: if one does not lie beside the destination.
     """
     numbers: list[IntArray] = []
-    known: dict[str, int] = {}
+    known: dict[tuple[str, str], int] = {}
     bases: list[Base] = []
     for part in parts:
         column = part.rows.column("base")
@@ -228,11 +255,12 @@ def reference_bases(
             uuid = part.store.log.uuid
             if number:
                 uuid = part.snapshot.bases[number - 1]["uuid"]
-            if uuid not in known:
-                owner = part.store.home_of(number)
+            owner = part.store.home_of(number)
+            key = (uuid, owner.url)  # a copy of a buffer has its uuid, too
+            if key not in known:
                 bases.append(make_base(destination, owner, uuid=uuid))
-                known[uuid] = len(bases)
-            table[number] = known[uuid]
+                known[key] = len(bases)
+            table[number] = known[key]
         numbers.append(table[column])
     return bases, np.concatenate(numbers)
 
@@ -271,23 +299,40 @@ def _bring(
     row: Row, store: LogStore, destination: Storage, *, mode: Mode, is_fresh: bool
 ) -> int:
     home = store.home(row)
-    try:
-        if mode != "copy" and destination.link_from(home, row.path):
+    if not is_fresh:
+        there = destination.read_existing([row.path])[0]
+        if there is not None and _is_archive(there, row):
             return 0
-        if mode == "hardlink":
-            raise StorageError(
-                f"{destination.url} and {home.url} cannot share files: they are not on "
-                "one local file system; use the mode copy"
+        if there is not None:
+            raise FormatError(
+                f"{destination.describe(row.path)} is there, and is not "
+                f"{known_name(row)}; name another destination"
             )
-        if not is_fresh:
-            there = destination.read_existing([row.path])[0]
-            if there is not None and _is_archive(there, row):
-                return 0
-    except NotFoundError as exc:
-        raise NotFoundError(f"{known_name(row)} of {home.url} is missing") from exc
+    if mode != "copy":
+        _check_whole(row, home)
+        if destination.link_from(home, row.path):
+            return 0
+    if mode == "hardlink":
+        raise StorageError(
+            f"{destination.url} and {home.url} cannot share files: they are not on one "
+            "local file system; use the mode copy"
+        )
     data = read_archive(row, store)
     destination.put(row.path, data)
     return len(data)
+
+
+def _check_whole(row: Row, home: Storage) -> None:
+    """Check that what is linked is a file below its root, of the right size."""
+    try:
+        size = len(home.open_source(row.path)) if not home.is_remote else row.size
+    except NotFoundError as exc:
+        raise NotFoundError(f"{known_name(row)} of {home.url} is missing") from exc
+    if size != row.size:
+        raise FormatError(
+            f"{known_name(row)} ({home.describe(row.path)}) is damaged: it has {size} "
+            f"bytes, {row.size} in the manifest"
+        )
 
 
 def read_archive(row: Row, store: LogStore) -> bytes:

@@ -5,12 +5,13 @@ Owns what may lie there from a program that was killed. Knows no format.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
-from zarrbuf.commits import CommitLog, create_log
+from zarrbuf.commits import CommitLog
 from zarrbuf.errors import InvalidInputError, StorageError
 from zarrbuf.format import (
     MANIFEST_DIR,
@@ -21,9 +22,11 @@ from zarrbuf.format import (
     commit_path,
     new_uuid,
 )
+from zarrbuf.local_storage import LocalStorage
 from zarrbuf.log_format import Action
 from zarrbuf.manifest import Snapshot
-from zarrbuf.root import parse_root
+from zarrbuf.rlinf_index import INDEX_NAME, METADATA_NAME
+from zarrbuf.root import create_root, encode_root, parse_root
 from zarrbuf.storage import Outcome, Storage
 
 _LEFTOVERS: Final = {TRAJECTORY_DIR, SEGMENT_DIR, TMP_DIR}
@@ -35,6 +38,8 @@ class Created:
     def __init__(self, storage: Storage) -> None:
         """Start with nothing written on `storage`."""
         self.storage = storage
+        local = isinstance(storage, LocalStorage)
+        self._had_root = local and os.path.isdir(storage.url)
         self.num_bytes = 0
         self._names: list[str] = []
 
@@ -63,6 +68,7 @@ class Created:
 
         Raises:
             InvalidInputError: if somebody else made one meanwhile.
+            ConflictError: if somebody else makes one at the same time.
             StorageError: if the storage failed.
         """
         segments = [a["path"] for a in actions if a["action"] == "add_segment"]
@@ -77,10 +83,12 @@ class Created:
 
         root = self.storage.read_existing([ROOT_NAME])[0]
         if root is None:
+            self.storage.check_create()
+            root = encode_root(self.storage, uuid=uuid)
+            create_root(self.storage, root)
+            # From here on it is ours, so that it may be taken away again.
             self._names.append(ROOT_NAME)
-            create_log(self.storage, build=build, op=op, uuid=uuid)
-        else:
-            CommitLog(self.storage, root).commit(build, op=op)
+        CommitLog(self.storage, root).commit(build, op=op)
 
     def take_away(self) -> None:
         """Delete what was written, unless the commit that names it landed."""
@@ -89,7 +97,7 @@ class Created:
                 return
             for name in self._names:
                 self.storage.delete(name)
-            self.storage.delete_empty_directories()
+            self.storage.delete_empty_directories(keep_root=self._had_root)
 
 
 def check_empty(storage: Storage, *, suffix: str = "") -> str:
@@ -109,6 +117,8 @@ def check_empty(storage: Storage, *, suffix: str = "") -> str:
     names = storage.list_names("")
     has_commits = bool(storage.list_names(MANIFEST_DIR))
     leftovers = _LEFTOVERS if has_commits else {*_LEFTOVERS, ROOT_NAME, MANIFEST_DIR}
+    if suffix and METADATA_NAME not in names:
+        leftovers = {*leftovers, INDEX_NAME}  # which comes before it
     left_file = re.compile(rf"trajectory_\d+_.*\.{suffix}" if suffix else "(?!)")
     found = [n for n in names if n not in leftovers and not left_file.fullmatch(n)]
     if found:

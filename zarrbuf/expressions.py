@@ -11,6 +11,7 @@ import functools
 import json
 import operator
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 import numpy as np
@@ -75,11 +76,15 @@ class _Condition:
     def __init__(self, rows: Rows, text: str) -> None:
         self._rows = rows
         self._text = text
-        if not text.strip() or len(text) > MAX_TEXT:
+        if not text.strip() or len(text) > MAX_TEXT or "\n" in text.strip():
             raise InvalidInputError(
-                f"condition {text!r:.80} is not allowed: 1 to {MAX_TEXT} characters "
-                "are needed"
+                f"condition {text!r:.80} is not allowed: one line of 1 to {MAX_TEXT} "
+                "characters is needed"
             )
+
+    @functools.cached_property
+    def _tags(self) -> Tags:
+        return Tags(self._rows)
 
     def evaluate(self) -> BoolArray:
         """Return for each row whether the condition holds."""
@@ -199,7 +204,12 @@ class _Condition:
         if _is_text(value):
             raise self._wrong(node, "a number is needed")
         # As floats: a difference of two whole numbers may leave 64 bits.
-        return value.astype(float) if isinstance(value, np.ndarray) else float(value)
+        if isinstance(value, np.ndarray):
+            return value.astype(float)
+        try:
+            return float(value)
+        except OverflowError:
+            raise self._wrong(node, "a number is too large") from None
 
     def _column(self, node: ast.Name) -> AnyArray:
         name = node.id
@@ -207,9 +217,10 @@ class _Condition:
             return self._rows.column(name)
         if name == _TEXT_COLUMN:
             return _texts(self._rows)
-        found = tag_column(self._rows, name)
+        tags = self._tags
+        found = tags.column(name)
         if found is None and len(self._rows):
-            known = ", ".join([*COLUMNS, _TEXT_COLUMN, *tag_names(self._rows)])
+            known = ", ".join([*COLUMNS, _TEXT_COLUMN, *tags.names])
             raise self._wrong(node, f"no row has {name!r}; known are {known};")
         return np.zeros(0) if found is None else found
 
@@ -237,41 +248,50 @@ def _texts(rows: Rows) -> AnyArray:
     return found
 
 
-def _parsed_tags(rows: Rows) -> tuple[list[dict[str, Any]], IntArray]:
-    """Return the distinct tags of rows, and which of them each row has."""
-    text = rows.texts["tags"]
-    some, inverse = np.unique(text.numbers, return_inverse=True)
-    parsed = []
-    for number in some.tolist():
-        try:
-            value = json.loads(text.blob(number) or b"{}")
-        except (ValueError, RecursionError):
-            value = None
-        parsed.append(value if isinstance(value, dict) else {})
-    return parsed, inverse
+class Tags:
+    """The tags of some rows, parsed once."""
+
+    def __init__(self, rows: Rows) -> None:
+        """Parse each distinct text of tags; one that is none has no tag."""
+        text = rows.texts["tags"]
+        some, self._inverse = np.unique(text.numbers, return_inverse=True)
+        self._parsed = [_parse(text.blob(number)) for number in some.tolist()]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all tags that a row has."""
+        return sorted({name for tags in self._parsed for name in tags})
+
+    def column(self, name: str) -> AnyArray | None:
+        """Return the values of a tag: float64 with NaN, or texts with None, for none.
+
+        Returns:
+            [n], or None if no row has it. A tag that is a text in one row is one in
+            all; numbers are none there.
+        """
+        values = [tags.get(name) for tags in self._parsed]
+        if all(value is None for value in values):
+            return None
+        if any(isinstance(value, str) for value in values):
+            texts = [value if isinstance(value, str) else None for value in values]
+            column: AnyArray = np.array(texts, object)
+        else:
+            column = np.array([np.nan if value is None else value for value in values])
+        found: AnyArray = column[self._inverse]
+        return found
 
 
-def tag_names(rows: Rows) -> list[str]:
-    """Return the names of all tags that a row has."""
-    return sorted({name for tags in _parsed_tags(rows)[0] for name in tags})
-
-
-def tag_column(rows: Rows, name: str) -> AnyArray | None:
-    """Return the values of a tag: float64 with NaN, or texts with None, for no value.
-
-    Returns:
-        [n], or None if no row has it. A tag that is a text in one row is one in all;
-        numbers are none there.
-    """
-    parsed, inverse = _parsed_tags(rows)
-    values = [tags.get(name) for tags in parsed]
-    if all(value is None for value in values):
-        return None
-    if any(isinstance(value, str) for value in values):
-        texts = [value if isinstance(value, str) else None for value in values]
-        column: AnyArray = np.array(texts, object)
-    else:
-        numbers = [np.nan if value is None else float(value) for value in values]
-        column = np.array(numbers)
-    found: AnyArray = column[inverse]
+def _parse(blob: bytes) -> dict[str, str | float]:
+    """Return the tags in a text; a segment may hold anything there."""
+    try:
+        value = json.loads(blob or b"{}")
+    except (ValueError, RecursionError):
+        return {}
+    found: dict[str, str | float] = {}
+    for name, item in value.items() if isinstance(value, dict) else ():
+        if isinstance(item, str):
+            found[name] = item
+        elif isinstance(item, bool | int | float):
+            with suppress(OverflowError):
+                found[name] = float(item)
     return found

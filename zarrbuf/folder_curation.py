@@ -14,7 +14,7 @@ import numpy as np
 
 from zarrbuf.destinations import Created, check_empty
 from zarrbuf.encoding import encode_trajectory
-from zarrbuf.errors import InvalidInputError, StorageError
+from zarrbuf.errors import InvalidInputError
 from zarrbuf.format import BatchField, new_uuid, trajectory_name
 from zarrbuf.jobs import Progress
 from zarrbuf.local_storage import LocalStorage
@@ -84,7 +84,7 @@ def make_folder(
         metadata, entries = encode_index(index)
         created.create(INDEX_NAME, entries)
         created.create(METADATA_NAME, metadata)
-        destination.delete_empty_directories()
+        destination.delete_empty_directories(keep_root=True)
     except BaseException:
         created.take_away()
         raise
@@ -105,12 +105,10 @@ def _write_files(
     order = interleave([part.rows for part in parts]).tolist()
     for number, position in enumerate(order):
         row: Row = rows.row(position)
-        path = parts[sources[position]].store.path_of(row)
+        store = parts[sources[position]].store
+        # Regular files below the folder only: no link, no FIFO.
+        data = LocalStorage(store.folder).read(store.path_of(row).name)
         name = trajectory_name(number, row.model_weights_id, index.file_format)
-        try:
-            data = path.read_bytes()
-        except OSError as exc:
-            raise StorageError(f"cannot read {path}: {exc.strerror}") from exc
         created.create(name, data)
         created.num_bytes += len(data)
         index.rows.append(dataclasses.replace(row, trajectory_id=number))

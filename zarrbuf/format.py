@@ -41,6 +41,14 @@ CHECKPOINT_DIR: Final = "checkpoint"
 SEGMENT_DIR: Final = "segment"
 TRAJECTORY_DIR: Final = "trajectories"
 TMP_DIR: Final = "tmp"
+DIRECTORIES: Final = (
+    MANIFEST_DIR,
+    CHECKPOINT_DIR,
+    SEGMENT_DIR,
+    TRAJECTORY_DIR,
+    TMP_DIR,
+)
+"""What a buffer has below its root."""
 COMMIT_NAME: Final = re.compile(r"(\d{20})\.json")
 CHECKPOINT_NAME: Final = re.compile(r"(\d{20})\.[0-9a-f]{8}\.json")
 TRAJECTORY_PATH: Final = re.compile(

@@ -9,11 +9,14 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from zarrbuf.commits import open_log
 from zarrbuf.locations import StorageOptions, open_storage
 from zarrbuf.log_format import Commit
+
+_MAX_TIME_MS: Final = 253_402_300_799_000
+"""The end of the year 9999: a clock may say anything."""
 
 
 def read_history(
@@ -43,9 +46,9 @@ def _describe(commit: Commit) -> dict[str, Any]:
         counts[action["action"]] += _size(action)
     return {
         "version": commit.version,
-        "time": datetime.fromtimestamp(commit.ts / 1000, UTC).isoformat(
-            timespec="milliseconds"
-        ),
+        "time": datetime.fromtimestamp(
+            min(commit.ts, _MAX_TIME_MS) / 1000, UTC
+        ).isoformat(timespec="milliseconds"),
         "op": commit.op,
         "writer": commit.writer,
         "num_added": counts["add"] + counts["add_segment"],

@@ -12,12 +12,14 @@ import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from zarrbuf.errors import NotFoundError, StorageError
-from zarrbuf.format import TMP_DIR, new_uuid
+from zarrbuf.format import DIRECTORIES, TMP_DIR, new_uuid
 from zarrbuf.mapping import map_file
 from zarrbuf.storage import Outcome, Range, Storage, checked_name, short_object
+
+_TRIES: Final = 5
 
 
 class LocalStorage(Storage):
@@ -81,17 +83,17 @@ class LocalStorage(Storage):
     def create(self, name: str, data: bytes) -> Outcome:  # noqa: D102
         target = self.root / checked_name(name)
         temporary = self.root / TMP_DIR / new_uuid()
-        try:
-            _make_directory(temporary.parent)
-            _make_directory(target.parent)
+        tries = 0
+        while True:
+            tries += 1
             try:
-                _write_durably(temporary, data)
-                return _link_durably(temporary, target)
-            finally:
-                with suppress(OSError):
-                    temporary.unlink()
-        except OSError as exc:
-            self._raise(exc, "create", name)
+                return _create(temporary, target, data)
+            except FileNotFoundError as exc:
+                # Another program took a directory away that was empty for a moment.
+                if tries == _TRIES:
+                    self._raise(exc, "create", name)
+            except OSError as exc:
+                self._raise(exc, "create", name)
 
     def link_from(self, other: Storage, name: str) -> bool:  # noqa: D102
         if not isinstance(other, LocalStorage):
@@ -102,6 +104,7 @@ class LocalStorage(Storage):
             os.link(other.root / name, target, follow_symlinks=False)
             _sync_directory(target.parent)
         except FileExistsError:
+            self.touch(name)
             return True
         except FileNotFoundError as exc:
             self._raise(exc, "link", name)
@@ -150,10 +153,14 @@ class LocalStorage(Storage):
         except OSError as exc:
             self._raise(exc, "delete", name)
 
-    def delete_empty_directories(self) -> None:  # noqa: D102
-        for directory, _, _ in os.walk(self.root, topdown=False):
-            with suppress(OSError):  # not empty: that is what rmdir is for here
-                os.rmdir(directory)
+    def delete_empty_directories(self, *, keep_root: bool) -> None:  # noqa: D102
+        for top in DIRECTORIES:
+            for directory, _, _ in os.walk(self.root / top, topdown=False):
+                with suppress(OSError):  # not empty: that is what rmdir is for here
+                    os.rmdir(directory)
+        if not keep_root:
+            with suppress(OSError):
+                os.rmdir(self.root)
 
     def _raise(self, exc: OSError, verb: str, name: str) -> NoReturn:
         if isinstance(exc, StorageError | NotFoundError):
@@ -167,6 +174,18 @@ class LocalStorage(Storage):
         if verb == "create" and exc.errno in (errno.EPERM, errno.ENOTSUP):
             hint = "; a buffer needs a file system with hard links"
         raise StorageError(f"cannot {verb} {where}: {exc.strerror}{hint}") from exc
+
+
+def _create(temporary: Path, target: Path, data: bytes) -> Outcome:
+    """Write a file under a temporary name, then link it to its own."""
+    _make_directory(temporary.parent)
+    _make_directory(target.parent)
+    try:
+        _write_durably(temporary, data)
+        return _link_durably(temporary, target)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def _make_directory(path: Path) -> None:

@@ -246,6 +246,8 @@ class Change:
         self._changes["state"] = action["state"]
 
     def _apply_pin(self, action: Action, commit: Commit, line: str) -> None:
+        if action["version"] > commit.version:
+            raise FormatError(f"{line}: pins version {action['version']}, to come yet")
         self._changes["pins"][action["pin"]] = {
             "version": action["version"],
             "by": action["by"],

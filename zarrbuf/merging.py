@@ -9,7 +9,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from zarrbuf.arguments import check_whole_number
 from zarrbuf.curation import Curation, Mode, Part, check_mode, make_buffer
+from zarrbuf.destinations import check_empty
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.expressions import select_where
 from zarrbuf.folder_curation import FolderPart, make_folder
@@ -63,15 +67,16 @@ def merge(
         UntrustedBaseError: if a source does not lie beside the destination.
         StorageError: if a storage failed; nothing is listed at the destination then.
     """
-    if isinstance(sources, str | os.PathLike) or not len(sources):
+    if not isinstance(sources, Sequence) or isinstance(sources, str) or not sources:
         raise InvalidInputError(f"sources are {sources!r:.80}; a list is needed")
     known_mode = None if mode is None else check_mode(mode)
     target = open_storage(destination, storage_options, allow_bases=allow_bases)
     stores = [open_source(one, storage_options, allow_bases) for one in sources]
+    for one, store in zip(sources, stores, strict=True):
+        _check_movable(one, store, known_mode)
     _check_distinct(stores)
     return _make(
-        stores,
-        [None] * len(stores),
+        _parts(stores, [None] * len(stores)),
         target,
         mode=known_mode,
         op="merge",
@@ -124,6 +129,7 @@ def split(
         for one in destinations
     ]
     store = open_source(source, storage_options, allow_bases)
+    _check_movable(source, store, known_mode)
     given = {"count": count, "fractions": fractions, "ids": ids, "where": where}
     selected = _select(store, given, seed=seed)
     if len(targets) != len(selected):
@@ -131,17 +137,12 @@ def split(
             f"{len(targets)} destinations are named for {len(selected)} parts"
         )
     _check_targets(targets)
+    for target in targets:
+        check_empty(target, suffix="" if isinstance(store, LogStore) else store.suffix)
+    parts = [_parts([store], [positions]) for positions in selected]
     return [
-        _make(
-            [store],
-            [positions],
-            target,
-            mode=known_mode,
-            op="split",
-            pin=pin,
-            progress=progress,
-        )
-        for positions, target in zip(selected, targets, strict=True)
+        _make(part, target, mode=known_mode, op="split", pin=pin, progress=progress)
+        for part, target in zip(parts, targets, strict=True)
     ]
 
 
@@ -156,6 +157,9 @@ def _select(
         )
     (name,), rows = names, store.rows
     value = given[name]
+    _check_kind(name, value)
+    if seed is not None:
+        check_whole_number("seed", seed)
     if name == "fractions":
         return select_fractions(rows, value, seed=seed)
     if seed is not None:
@@ -170,9 +174,28 @@ def _select(
     return [positions]
 
 
+def _parts(
+    stores: Sequence[TrajectoryStore], chosen: Sequence[IntArray | None]
+) -> list[Part] | list[FolderPart]:
+    """Freeze what was chosen, all of one format, before anything changes a list.
+
+    Raises:
+        InvalidInputError: if the stores are of several formats.
+    """
+    formats = sorted({one.suffix for one in stores})
+    if len(formats) > 1:
+        raise InvalidInputError(
+            f"the sources are of several formats ({', '.join(formats)}); convert them "
+            "to one first (zarrbuf convert)"
+        )
+    pairs = list(zip(stores, chosen, strict=True))
+    if formats == ["zarr"]:
+        return [Part.of(one, n) for one, n in pairs if isinstance(one, LogStore)]
+    return [FolderPart.of(one, n) for one, n in pairs if isinstance(one, RlinfStore)]
+
+
 def _make(
-    stores: Sequence[TrajectoryStore],
-    chosen: Sequence[IntArray | None],
+    parts: Sequence[Part] | Sequence[FolderPart],
     target: Storage,
     *,
     mode: Mode | None,
@@ -180,39 +203,57 @@ def _make(
     pin: bool,
     progress: Progress | None,
 ) -> Curation:
-    """Make a buffer or a folder of what was chosen of some, all of one format."""
-    pairs = list(zip(stores, chosen, strict=True))
-    logs = [(one, which) for one, which in pairs if isinstance(one, LogStore)]
-    folders = [(one, which) for one, which in pairs if isinstance(one, RlinfStore)]
-    formats = sorted({one.suffix for one in stores})
-    if len(formats) > 1:
-        raise InvalidInputError(
-            f"the sources are of several formats ({', '.join(formats)}); convert them "
-            "to one first (zarrbuf convert)"
-        )
-    if logs:
-        parts = [Part.of(one, which) for one, which in logs]
+    """Make a buffer or a folder of what was chosen."""
+    archives = [part for part in parts if isinstance(part, Part)]
+    files = [part for part in parts if isinstance(part, FolderPart)]
+    if archives:
         return make_buffer(
-            parts, target, mode=mode or "reference", op=op, pin=pin, progress=progress
+            archives,
+            target,
+            mode=mode or "reference",
+            op=op,
+            pin=pin,
+            progress=progress,
         )
     if mode not in (None, "copy", "move"):
         raise InvalidInputError(
-            f"mode {mode} is not for {formats[0]} files, which are overwritten in "
-            "place; allowed are copy and move"
+            f"mode {mode} is not for {files[0].store.suffix} files, which are "
+            "overwritten in place; allowed are copy and move"
         )
-    chosen_files = [FolderPart.of(one, which) for one, which in folders]
     rows, num_copied = make_folder(
-        chosen_files, target, is_move=mode == "move", progress=progress
+        files, target, is_move=mode == "move", progress=progress
     )
     return Curation(
         destination=target.url,
-        sources=tuple(str(one.folder) for one, _ in folders),
+        sources=tuple(dict.fromkeys(str(part.store.folder) for part in files)),
         mode=mode or "copy",
         num_trajectories=len(rows),
         total_samples=rows.total_samples,
         num_bytes=int(rows.column("size").sum()),
         bytes_copied=num_copied,
     )
+
+
+def _check_kind(name: str, value: Any) -> None:
+    """Refuse a selection that is not of its kind."""
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    numbers = (int, float, np.integer, np.floating)
+    is_right = {
+        "count": type(value) is int,
+        "fractions": is_list and all(isinstance(one, numbers) for one in value),
+        "ids": is_list or isinstance(value, str),
+        "where": isinstance(value, str),
+    }
+    if not is_right[name]:
+        raise InvalidInputError(f"{name} is {value!r:.80}, which is not allowed")
+
+
+def _check_movable(source: Any, store: TrajectoryStore, mode: Mode | None) -> None:
+    """Refuse to take files from an open buffer, whose index would list them still."""
+    if hasattr(source, "flush") and isinstance(store, RlinfStore) and mode == "move":
+        raise InvalidInputError(
+            f"{store.url} is open in a buffer, which writes its index; close it first"
+        )
 
 
 def _check_distinct(stores: Sequence[TrajectoryStore]) -> None:

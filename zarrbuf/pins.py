@@ -6,14 +6,14 @@ and URL of the buffer that names the trajectories.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import numpy as np
 
 from zarrbuf.commits import CommitLog, open_log
-from zarrbuf.errors import ConflictError, StorageError, ZarrbufError
+from zarrbuf.errors import CommitUnknownError, ConflictError, StorageError, ZarrbufError
 from zarrbuf.format import new_uuid
 from zarrbuf.log_store import LogStore
 from zarrbuf.manifest import Snapshot
@@ -40,12 +40,16 @@ class Chosen(Protocol):
 
 
 @contextmanager
-def pinned(parts: Sequence[Chosen], *, by: str) -> Iterator[None]:
+def pinned(
+    parts: Sequence[Chosen], *, by: str, is_absent: Callable[[], bool]
+) -> Iterator[None]:
     """Have the buffers that own some rows keep them; not if the block fails.
 
     Args:
         parts: the rows.
         by: uuid and URL of the buffer that will name them.
+        is_absent: whether that buffer surely lists nothing; asked when the block
+            failed, since a commit may land though its answer is lost.
 
     Raises:
         StorageError: if a buffer cannot be written.
@@ -58,33 +62,32 @@ def pinned(parts: Sequence[Chosen], *, by: str) -> Iterator[None]:
                 mine = part.rows.take(
                     np.flatnonzero(part.rows.column("base") == number)
                 )
-                log, version, is_kept = _owner(part, number)
-                made.append((log, _pin(log, version, by=by), version))
+                log, versions, is_kept = _owner(part, number)
+                for version in versions:
+                    made.append((log, _pin(log, version, by=by), version))
                 if not is_kept:
                     _check_listed(mine, log)
         yield
-    except BaseException:
-        for log, pin, version in made:
-            with suppress(ZarrbufError):
-                _write(log, "unpin", pin, version, by)
+    except BaseException as exc:
+        if not isinstance(exc, CommitUnknownError) and is_absent():
+            for log, pin, version in made:
+                with suppress(ZarrbufError):
+                    _write(log, "unpin", pin, version, by)
         raise
 
 
-def _owner(part: Chosen, number: int) -> tuple[CommitLog, int, bool]:
-    """Return the log of the owner of a base, the version to pin, if it is so already.
+def _owner(part: Chosen, number: int) -> tuple[CommitLog, list[int], bool]:
+    """Return the log of the owner of a base, the versions to pin, if they are already.
 
     What a buffer that is merged again names, its owner keeps for it.
     """
     log = part.store.log
     if number == 0:
-        return log, part.snapshot.version, False
+        return log, [part.snapshot.version], False
     owner = open_log(part.store.home_of(number))
-    versions = [
-        pin["version"]
-        for pin in owner.snapshot.pins.values()
-        if str(pin["by"]).startswith(log.uuid)
-    ]
-    return owner, min(versions, default=owner.snapshot.version), bool(versions)
+    pins = owner.snapshot.pins.values()
+    versions = {p["version"] for p in pins if str(p["by"]).startswith(log.uuid)}
+    return owner, sorted(versions or {owner.snapshot.version}), bool(versions)
 
 
 def _pin(log: CommitLog, version: int, *, by: str) -> str:
@@ -110,6 +113,6 @@ def _check_listed(rows: Rows, log: CommitLog) -> None:
     gone = np.setdiff1d(rows.fixed["uuid"], log.snapshot.rows.fixed["uuid"])
     if len(gone):
         raise ConflictError(
-            f"{log.storage.url} took {len(gone)} of the trajectories off its list "
-            "meanwhile; try again"
+            f"{log.storage.url} took {len(gone)} of the trajectories off its list, and "
+            "keeps them for nobody; try again, or copy them"
         )

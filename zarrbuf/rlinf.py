@@ -209,12 +209,16 @@ class RlinfStore(TrajectoryStore):
         Raises:
             StorageError: if the storage failed; files without an index entry may stay.
         """
-        gone = set(trajectory_ids)
-        names = [self.index.names.pop(number) for number in gone]
+        wanted = {number: self.index.names[number] for number in trajectory_ids}
+        self.index = read_index(self.folder)  # another process may have appended
+        names = self.index.names
+        gone = {n: name for n, name in wanted.items() if names.get(n) == name}
+        for number in gone:
+            del names[number]
         self.index.rows = [r for r in self.index.rows if r.trajectory_id not in gone]
         self._table = RowTable.of(Rows.of(self.index.rows))
         self.write_index()
-        for name in names:
+        for name in gone.values():
             try:
                 (self.folder / name).unlink(missing_ok=True)
             except OSError as exc:

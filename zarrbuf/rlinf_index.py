@@ -196,6 +196,12 @@ def list_files(folder: Path) -> dict[int, list[str]]:
     return files
 
 
+def weights_id_of(name: str) -> str:
+    """Return the weights id in the name of a trajectory file, of `list_files`."""
+    match = _FILE_NAME.fullmatch(name)
+    return match[2] if match else ""
+
+
 def _find_file(files: Mapping[int, list[str]], row: Row, folder: Path) -> str:
     """Return the file of a trajectory; its weights id may differ from the index."""
     names = files.get(row.trajectory_id, [])

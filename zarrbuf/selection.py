@@ -82,13 +82,16 @@ def parse_ids(ids: str | Sequence[int]) -> IntArray:
     """
     text = ids if isinstance(ids, str) else ",".join(map(str, ids))
     parts: list[IntArray] = []
+    total = 0
     for part in text.split(","):
         match = _ID_RANGE.fullmatch(part)
         first = int(match[1]) if match else 0
         last = int(match[2] or first) if match else -1
-        if last < first or last - first >= MAX_IDS:
+        total += last - first + 1
+        if last < first or total > MAX_IDS:
             raise InvalidInputError(
-                f"ids {text!r:.200}: {part!r:.40} is no id and no range; write 3,7-20"
+                f"ids {text!r:.200}: {part!r:.40} is no id and no range, or there "
+                f"are more than {MAX_IDS}; write 3,7-20"
             )
         parts.append(np.arange(first, last + 1))
     return np.unique(np.concatenate(parts))

@@ -28,7 +28,8 @@ def location_of(source: Any) -> Location:
     source.flush()
     if source.url is None:
         raise InvalidInputError(
-            "the buffer is in memory; save it by save_checkpoint, and name that path"
+            "the buffer holds trajectories in memory or loaded from elsewhere; save it "
+            "by save_checkpoint, and name that path"
         )
     url: str = source.url
     return url

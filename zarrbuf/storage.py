@@ -147,8 +147,8 @@ class Storage(abc.ABC):
             StorageError: if the storage takes a name twice.
         """
 
-    def delete_empty_directories(self) -> None:  # noqa: B027
-        """Delete directories that hold no object, the root included."""
+    def delete_empty_directories(self, *, keep_root: bool) -> None:  # noqa: B027
+        """Delete directories of a buffer that hold no object, perhaps the root too."""
 
     def read_existing(self, names: Sequence[str]) -> list[bytes | None]:
         """Return the bytes of each object, None for those that are not there."""

@@ -71,11 +71,13 @@ def _numbers(fields: Mapping[str, tuple[AnyArray, str]], name: str) -> AnyArray 
     if name not in fields:
         return None
     array, dtype = fields[name]
+    if array.ndim < 2:
+        return None
     if dtype == "bfloat16":
         bits = array.astype(np.uint32) << np.uint32(16)
         numbers: AnyArray = bits.view(np.float32)
         return numbers
-    if array.dtype.kind not in "fiub" or dtype != array.dtype.name or array.ndim < 2:
+    if array.dtype.kind not in "fiub" or dtype != array.dtype.name:
         return None
     return array
 

@@ -11,6 +11,7 @@ import click
 
 import zarrbuf
 from zarrbuf.terminal import (
+    ALLOW_BASE_OPTION,
     JSON_OPTION,
     STORAGE_OPTION,
     format_bytes,
@@ -111,6 +112,46 @@ def vacuum(
         f"{printable(done.path)}: {len(done.names)} archives {what}; off the list but "
         f"kept: {done.num_kept} for readers and other buffers, {done.num_young} too "
         "young"
+    )
+
+
+@click.command()
+@click.argument("path")
+@click.option("--apply", is_flag=True, help="Do it; without, say what would be done.")
+@STORAGE_OPTION
+@ALLOW_BASE_OPTION
+@JSON_OPTION
+def repair(
+    path: str,
+    apply: bool,
+    storage_options: dict[str, Any],
+    allow_bases: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Make the damaged buffer or folder at PATH usable again."""
+    with show_progress("repair") as progress:
+        done = zarrbuf.repair(
+            path,
+            apply=apply,
+            storage_options=storage_options,
+            allow_bases=allow_bases,
+            progress=progress,
+        )
+    if as_json:
+        print_json(done.to_json())
+        return
+    for problem in done.problems:
+        click.echo(f"damaged: {printable(problem)}")
+    for step in done.steps:
+        click.echo(f"{'done' if apply else 'to do'}: {printable(step)}")
+    for name in done.orphans[:_SHOWN]:
+        click.echo(f"in no list: {printable(name)}")
+    if len(done.orphans) > _SHOWN:
+        click.echo(f"... and {len(done.orphans) - _SHOWN} more")
+    hint = "; --apply does it" if done.steps and not apply else ""
+    click.echo(
+        f"{printable(done.path)}: {done.num_trajectories} trajectories listed "
+        f"{'now' if apply or not done.steps else 'then'}{hint}"
     )
 
 

@@ -28,7 +28,8 @@ from zarrbuf.storage import Storage
 
 GRACE_S: Final = 24 * 3600.0
 """Seconds that an archive is kept after the last list that had it was the newest."""
-_MIN_GRACE_S: Final = 60.0
+_MIN_GRACE_S: Final = 3600.0
+"""Much longer than an archive waits for its commit."""
 _MAX_PATHS: Final = 1000
 """Archives in one commit: few enough that progress is seen."""
 _AT_ONCE: Final = 16
@@ -86,7 +87,7 @@ def vacuum(
     Args:
         buffer: path, URL or open buffer.
         delete: whether to delete; else only to say what would be.
-        grace_s: seconds, at least 60.
+        grace_s: seconds, at least 3,600.
         storage_options: for object stores, see `TrajectoryReplayBuffer`.
         progress: called with (archives deleted, archives to delete).
 
@@ -96,7 +97,8 @@ def vacuum(
         NotFoundError: if there is no buffer.
         StorageError: if the storage failed; calling it again goes on.
     """
-    if not _MIN_GRACE_S <= grace_s < 1e9:
+    is_number = isinstance(grace_s, int | float)
+    if not is_number or not _MIN_GRACE_S <= grace_s < 1e9:
         raise InvalidInputError(
             f"grace_s is {grace_s!r}; at least {_MIN_GRACE_S:g} seconds are needed"
         )
@@ -125,15 +127,19 @@ def vacuum_store(
 def _delete(store: LogStore, wanted: Sequence[str], cutoff_ms: int) -> None:
     """Say in the log what goes, delete it, and say that it is gone."""
     storage, intent = store.storage, new_uuid()
-    gone: list[str] = []
+    announced: list[str] = []
 
     def announce(now: Snapshot) -> list[Action]:
         # Somebody may have pinned or listed one meanwhile.
         kept = _kept_uuids(now, storage, cutoff_ms)
-        gone[:] = [name for name in wanted if _uuid_of(name) not in kept]
-        return [_action("vacuum", intent, gone)] if gone else []
+        announced[:] = [name for name in wanted if _uuid_of(name) not in kept]
+        return [_action("vacuum", intent, announced)] if announced else []
 
     store.log.commit(announce, op="vacuum")
+    # One that was written or linked again meanwhile is somebody's.
+    directories = sorted({name.rpartition("/")[0] for name in announced})
+    written = storage.list_times(directories)
+    gone = [name for name in announced if written.get(name, 0) < cutoff_ms]
     run_jobs(storage.delete, gone, num_threads=_AT_ONCE)
     done = [_action("vacuum_done", intent, gone)] if gone else []
     store.log.commit(lambda now: done, op="vacuum")

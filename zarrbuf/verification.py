@@ -14,7 +14,8 @@ from typing import Any
 from zarrbuf.checkpoints import check_checkpoints
 from zarrbuf.chunks import crc32c
 from zarrbuf.commits import CommitLog, list_versions
-from zarrbuf.errors import FormatError, ZarrbufError
+from zarrbuf.encoding import describe_trajectory
+from zarrbuf.errors import FormatError, InvalidInputError, ZarrbufError
 from zarrbuf.format import ROOT_NAME, TRAJECTORY_DIR, trajectory_path
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.locations import Location, StorageOptions, open_storage
@@ -26,6 +27,7 @@ from zarrbuf.rlinf_index import is_rlinf_folder
 from zarrbuf.rows import UNKNOWN_SCHEMA, Row
 from zarrbuf.storage import Storage
 from zarrbuf.stores import TrajectoryStore, known_name
+from zarrbuf.trajectory import decode_trajectory
 from zarrbuf.trajectory_archive import TrajectoryArchive
 
 Progress = Callable[[int, int], None]
@@ -39,6 +41,7 @@ class Verification:
         path: what was read.
         kind: "zarr", "pt" or "pkl".
         problems: what is wrong, one sentence each.
+        damaged_ids: trajectories that cannot be read whole.
         num_commits: commits read.
         num_trajectories: trajectories read.
         num_chunks: chunks whose checksum was computed.
@@ -50,6 +53,7 @@ class Verification:
     path: str
     kind: str
     problems: list[str] = field(default_factory=list)
+    damaged_ids: list[int] = field(default_factory=list)
     num_commits: int = 0
     num_trajectories: int = 0
     num_chunks: int = 0
@@ -69,6 +73,7 @@ class Verification:
 def verify(
     path: str | os.PathLike[str],
     *,
+    deep: bool = False,
     storage_options: StorageOptions | None = None,
     allow_bases: Sequence[Location] = (),
     progress: Progress | None = None,
@@ -80,6 +85,8 @@ def verify(
 
     Args:
         path: a zarrbuf buffer or a folder of RLinf's.
+        deep: decode every trajectory too, and compare it with what its row says of its
+            content.
         storage_options: for object stores, see `TrajectoryReplayBuffer`.
         allow_bases: see `TrajectoryReplayBuffer`.
         progress: called with (trajectories done, trajectories in all).
@@ -89,7 +96,7 @@ def verify(
     """
     storage = open_storage(path, storage_options, allow_bases=allow_bases)
     if isinstance(storage, LocalStorage) and is_rlinf_folder(storage.root):
-        return _verify_folder(os.fspath(path), storage, progress)
+        return _verify_folder(os.fspath(path), storage, deep, progress)
     storage_root = storage.list_names("")
     if ROOT_NAME not in storage_root:
         open_store(storage)  # says what is not there
@@ -97,22 +104,22 @@ def verify(
     log = _verify_log(storage, result)
     if log is not None:
         store = LogStore(log)
-        _verify_rows(store, result, progress)
-        present = set(_list_archives(storage))
+        verify_rows(store, result, deep=deep, progress=progress)
+        present = set(list_archives(storage))
         listed = map(trajectory_path, store.listed.uuids())
         result.num_unreferenced = len(present.difference(listed))
     return result
 
 
 def _verify_folder(
-    path: str, storage: LocalStorage, progress: Progress | None
+    path: str, storage: LocalStorage, deep: bool, progress: Progress | None
 ) -> Verification:
     try:
         store = RlinfStore.open(storage.root)
     except ZarrbufError as exc:
         return Verification(path, "pt", problems=[str(exc)])
     result = Verification(path, store.suffix)
-    _verify_rows(store, result, progress)
+    verify_rows(store, result, deep=deep, progress=progress)
     return result
 
 
@@ -143,15 +150,21 @@ def _checkpoint_problems(
         yield str(exc)
 
 
-def _list_archives(storage: Storage) -> Iterator[str]:
+def list_archives(storage: Storage) -> Iterator[str]:
+    """Yield the names of all archives below a root, listed or not."""
     for directory in storage.list_names(TRAJECTORY_DIR):
         for name in storage.list_names(f"{TRAJECTORY_DIR}/{directory}"):
             yield f"{TRAJECTORY_DIR}/{directory}/{name}"
 
 
-def _verify_rows(
-    store: TrajectoryStore, result: Verification, progress: Progress | None
+def verify_rows(
+    store: TrajectoryStore,
+    result: Verification,
+    *,
+    deep: bool = False,
+    progress: Progress | None = None,
 ) -> None:
+    """Read every trajectory that a store lists, and add to a result what is wrong."""
     rows = store.rows
     total = len(rows)
     for number in range(total):
@@ -160,11 +173,14 @@ def _verify_rows(
             archive = store.open_archive(row)
             result.num_chunks += archive.check()  # first, since it names the field
             _check_crc(row, archive)
+            if deep:
+                _check_content(row, archive)
             result.num_bytes += row.size
         except ZarrbufError as exc:
             message = str(exc)
             name = known_name(row, store.suffix)
             result.problems.append(message if name in message else f"{name}: {message}")
+            result.damaged_ids.append(row.trajectory_id)
         result.num_trajectories += 1
         if progress is not None:
             progress(number + 1, total)
@@ -176,3 +192,21 @@ def _check_crc(row: Row, archive: TrajectoryArchive) -> None:
             f"{archive.name}: the crc32c of its {row.size} bytes is not the one in the "
             "manifest"
         )
+
+
+def _check_content(row: Row, archive: TrajectoryArchive) -> None:
+    """Decode a trajectory, and compare it with the shape and the tags of its row."""
+    try:
+        shape, tags = describe_trajectory(decode_trajectory(archive))
+    except InvalidInputError as exc:
+        raise FormatError(f"{archive.name}: {exc}") from exc
+    if row.schema != UNKNOWN_SCHEMA and shape != row.shape:
+        raise FormatError(
+            f"{archive.name}: its shape is {shape}, in the manifest {row.shape}"
+        )
+    for name, value in tags.items():
+        if row.tags.get(name, value) != value:
+            raise FormatError(
+                f"{archive.name}: its {name} is {value}, in the manifest "
+                f"{row.tags[name]}"
+            )

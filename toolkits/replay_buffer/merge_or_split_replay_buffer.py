@@ -35,15 +35,23 @@ def find_sources(path: str) -> list[str]:
 @click.option("--save-path", required=True, help="Where nothing is yet.")
 @click.option("--copy", is_flag=True, help="Make the result independent.")
 @click.option("--move", is_flag=True, help="Take the trajectories from the sources.")
+@click.option("--allow-base", multiple=True, help="Trust what lies there, too.")
 @click.option("--split-count", type=int, help="Take the first so many only.")
 def command(
-    source_path: str, save_path: str, copy: bool, move: bool, split_count: int | None
+    source_path: str,
+    save_path: str,
+    copy: bool,
+    move: bool,
+    allow_base: tuple[str, ...],
+    split_count: int | None,
 ) -> None:
     """Merge the rank_* folders below a directory, or split a buffer."""
     if copy and move:
         raise click.UsageError("--copy and --move exclude each other")
     sources = find_sources(source_path)
     options = ["--mode", "copy" if copy else "move"] if copy or move else []
+    for place in allow_base:
+        options += ["--allow-base", place]
     if split_count is None:
         arguments = ["merge", *options, "--", *sources, save_path]
     elif len(sources) > 1:

@@ -1,0 +1,318 @@
+"""Damage done on purpose, and what a repair says of it and saves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from curation import contents, files_below, make, numbered
+from remote import loaded, memory_url
+from s3 import S3
+
+import zarrbuf
+from zarrbuf import TrajectoryReplayBuffer, cli, repair, verify
+from zarrbuf.errors import FormatError, NotFoundError, StorageError
+from zarrbuf.format import commit_path
+from zarrbuf.local_storage import LocalStorage
+from zarrbuf.locations import open_storage
+
+FOLDER = Path(__file__).parent / "data" / "rlinf_pt" / "rank_0"
+
+
+def flip(path: Path, at: int = -40) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A buffer of five commits, of which 2 to 5 add 1, 2, 1 and 1 trajectories."""
+    for first, count in ((0, 1), (1, 2), (3, 1), (4, 1)):
+        make(tmp_path / "a", first, count)
+    return tmp_path / "a"
+
+
+def archive_of(path: Path, number: int) -> Path:
+    row = zarrbuf.list_buffer(path).rows.row(number)
+    return path / row.path
+
+
+def check_dry_then_apply(path: Path) -> Any:
+    """Repair; first without doing it, which has to say the same."""
+    before = files_below(path)
+    planned = repair(path)
+    assert files_below(path) == before
+    assert planned.problems
+    assert planned.steps
+    done = repair(path, apply=True)
+    assert done.problems == planned.problems
+    assert done.steps == planned.steps
+    assert done.num_trajectories == planned.num_trajectories
+    again = repair(path)
+    assert again.steps == []
+    assert [one for one in again.problems if "(left out)" not in one] == []
+    return done
+
+
+def test_nothing_is_done_to_what_is_sound(source: Path) -> None:
+    before = files_below(source)
+    done = repair(source, apply=True)
+    assert (done.problems, done.steps, done.orphans) == ([], [], [])
+    assert done.num_trajectories == 5
+    assert files_below(source) == before
+
+
+def test_damaged_and_missing_archives_leave_the_list_by_a_commit(source: Path) -> None:
+    flip(archive_of(source, 1), 200)
+    archive_of(source, 3).unlink()
+    done = check_dry_then_apply(source)
+    assert len(done.problems) == 2
+    assert done.steps == ["trajectories 1, 3 leave the list"]
+    assert contents(source) == [(0, 0), (2, 2), (4, 4)]
+    assert done.num_trajectories == 3
+    last = zarrbuf.read_history(source)[-1]
+    assert (last["op"], last["num_removed"]) == ("repair", 2)
+    assert verify(source).is_sound
+    assert len(done.orphans) == 1  # the damaged one is still there
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "missing", "empty"])
+def test_a_damaged_commit_costs_what_it_alone_said(source: Path, how: str) -> None:
+    """The third commit; what the fourth and fifth added is listed again."""
+    commit = source / commit_path(3)
+    if how == "flipped":
+        flip(commit)
+    elif how == "cut":
+        commit.write_bytes(commit.read_bytes()[:-30])
+    elif how == "missing":
+        commit.unlink()
+    else:
+        commit.write_bytes(b"")
+    with pytest.raises(FormatError):
+        loaded(str(source))
+    old = {name: data for name, data in files_below(source).items() if "manif" in name}
+    done = check_dry_then_apply(source)
+    assert "commits 3 to 5" in done.steps[0] or how == "missing"
+    assert contents(source) == [(0, 0), (3, 3), (4, 4)]
+    assert len(done.orphans) == 2  # of the damaged commit
+    assert verify(source).is_sound
+    kept = files_below(source / "damaged")
+    for name, data in old.items():
+        if name > commit_path(2):
+            assert data in kept.values(), name
+    make(source, 9, 1)
+    assert contents(source)[-1] == (5, 9)
+
+
+def test_a_damaged_last_commit_costs_itself(source: Path) -> None:
+    flip(source / commit_path(5))
+    done = check_dry_then_apply(source)
+    assert contents(source) == [(0, 0), (1, 1), (2, 2), (3, 3)]
+    assert len(done.orphans) == 1
+
+
+def test_what_later_commits_removed_stays_removed(source: Path) -> None:
+    zarrbuf.remove(source, "3")
+    flip(source / commit_path(3))
+    repair(source, apply=True)
+    assert contents(source) == [(0, 0), (4, 4)]
+
+
+def test_a_repair_that_is_stopped_goes_on(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flip(source / commit_path(3))
+    delete = LocalStorage.delete
+    count = iter(range(100))
+
+    def fail(self: LocalStorage, name: str) -> None:
+        if next(count) == 1:
+            raise StorageError(f"cannot delete {name}: Input/output error")
+        delete(self, name)
+
+    monkeypatch.setattr(LocalStorage, "delete", fail)
+    with pytest.raises(StorageError):
+        repair(source, apply=True)
+    monkeypatch.undo()
+    repair(source, apply=True)
+    assert verify(source).is_sound
+    # The commit that was put aside first may be no more in the way the second time.
+    found = [number for _, number in contents(source)]
+    assert found[:1] == [0]
+    assert set(found) <= {0, 3, 4}
+    kept = files_below(source / "damaged")
+    assert {Path(name).name for name in kept} == {
+        Path(commit_path(number)).name for number in (3, 4, 5)
+    }
+
+
+def test_buffers_on_object_stores_are_repaired(s3: S3) -> None:
+    for url, options in (
+        (memory_url(), None),
+        (s3.url("x"), s3.options("s3fs")),
+        (s3.url("y"), s3.options("obstore")),
+    ):
+        make(url, 0, 1, options)
+        make(url, 1, 1, options)
+        storage = open_storage(url, options)
+        data = storage.read(commit_path(3))
+        storage.delete(commit_path(3))
+        storage.put(commit_path(3), data[:-5])
+        done = repair(url, apply=True, storage_options=options)
+        assert len(done.orphans) == 1
+        assert verify(url, storage_options=options).is_sound
+        assert len(loaded(url, options)) == 1
+
+
+def test_what_is_no_buffer_is_not_repaired(tmp_path: Path, source: Path) -> None:
+    with pytest.raises(NotFoundError, match="none"):
+        repair(tmp_path / "none", apply=True)
+    (source / "zarrbuf.json").write_bytes(b"{}")
+    before = files_below(source)
+    with pytest.raises(FormatError, match=r"zarrbuf\.json"):
+        repair(source, apply=True)
+    assert files_below(source) == before
+
+
+def test_a_deep_look_decodes_and_compares_tags(tmp_path: Path) -> None:
+    source = tmp_path / "a"
+    make(source, 3, 1)
+    assert verify(source, deep=True).is_sound
+    wrong = source / commit_path(2)
+    lines = wrong.read_bytes().split(b"\n")
+    assert b'"mean_return":9' in wrong.read_bytes()
+    from_log = [line.replace(b'"mean_return":9', b'"mean_return":8') for line in lines]
+    body = b"\n".join(from_log[:-2]) + b"\n"
+    end = json.loads(lines[-2])
+    end["end"] = hashlib.sha256(body).hexdigest()
+    sealed = json.dumps(end, separators=(",", ":"), sort_keys=True).encode()
+    wrong.write_bytes(body + sealed + b"\n")
+    assert verify(source).is_sound
+    result = verify(source, deep=True)
+    assert "its mean_return is 9, in the manifest 8" in result.problems[0]
+    assert result.damaged_ids == [0]
+
+
+# Folders of RLinf's.
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    shutil.copytree(FOLDER, tmp_path / "folder")
+    return tmp_path / "folder"
+
+
+def tear(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-50])
+
+
+def test_torn_and_missing_json_is_written_anew(folder: Path) -> None:
+    whole = {name: (folder / name).read_bytes() for name in ("metadata.json",)}
+    index = json.loads((folder / "trajectory_index.json").read_text())
+    drawn = loaded(str(folder)).sample(20)
+    for damage in ("torn index", "no index", "torn metadata", "no json at all"):
+        if damage in ("torn index",):
+            tear(folder / "trajectory_index.json")
+        if damage in ("no index", "no json at all"):
+            (folder / "trajectory_index.json").unlink()
+        if damage == "torn metadata":
+            tear(folder / "metadata.json")
+        if damage == "no json at all":
+            (folder / "metadata.json").unlink()
+        done = check_dry_then_apply(folder)
+        assert done.num_trajectories == 3, damage
+        assert verify(folder).is_sound
+        now = json.loads((folder / "trajectory_index.json").read_text())
+        assert now["trajectory_id_list"] == index["trajectory_id_list"]
+        for number, entry in index["trajectory_index"].items():
+            ours = now["trajectory_index"][number]
+            assert ours["model_weights_id"] == entry["model_weights_id"]
+            assert ours["num_samples"] == entry["num_samples"]
+        metadata = json.loads((folder / "metadata.json").read_text())
+        assert metadata == json.loads(whole["metadata.json"])
+        batch = loaded(str(folder)).sample(20)
+        assert torch.equal(batch["actions"], drawn["actions"]), damage
+
+
+def test_the_misspelt_name_is_mended(folder: Path) -> None:
+    (folder / "trajectory_index.json").rename(folder / "trajector_index.json")
+    done = check_dry_then_apply(folder)
+    assert "misspelt" in done.problems[0]
+    assert (folder / "trajectory_index.json").exists()
+    assert len(loaded(str(folder))) == 3
+
+
+def test_files_and_entries_that_do_not_match_are_told(folder: Path) -> None:
+    files = sorted(folder.glob("*.pt"))
+    shutil.copy(files[0], folder / "trajectory_7_abc_3.pt")  # no entry
+    files[1].unlink()  # an entry, no file
+    tear(files[2])
+    done = check_dry_then_apply(folder)
+    text = "\n".join(done.problems)
+    assert "lists trajectory 1, whose file is not there" in text
+    assert "trajectory_7_abc_3.pt: is not in the index" in text
+    assert f"{files[2].name}: cut short" in text
+    assert done.orphans == [files[2].name]
+    buffer = loaded(str(folder))
+    assert buffer._trajectory_id_list == [0, 7]
+    assert buffer._trajectory_index[7]["model_weights_id"] == "abc_3"
+    assert buffer.sample(9)["rewards"].shape[0] == 9
+    assert json.loads((folder / "metadata.json").read_text())["trajectory_counter"] == 8
+    assert files[2].exists()
+
+
+def test_wrong_entries_are_corrected_and_the_old_index_is_kept(folder: Path) -> None:
+    path = folder / "trajectory_index.json"
+    index = json.loads(path.read_text())
+    index["trajectory_index"]["1"]["shape"] = [99, 2, 4]
+    path.write_text(json.dumps(index))
+    old = path.read_bytes()
+    done = check_dry_then_apply(folder)
+    assert "entry 1 is not what" in done.problems[0]
+    assert verify(folder).is_sound
+    (aside,) = folder.glob("trajectory_index.json.*.damaged")
+    assert aside.read_bytes() == old
+
+
+def test_files_of_two_formats_are_not_mixed(folder: Path) -> None:
+    file = next(folder.glob("trajectory_0_*.pt"))
+    file.rename(file.with_suffix(".pkl"))
+    done = repair(folder, apply=True)
+    assert any("the folder holds pt files" in one for one in done.problems)
+    assert done.num_trajectories == 2
+
+
+def test_a_folder_of_files_alone_becomes_a_buffer(tmp_path: Path) -> None:
+    with TrajectoryReplayBuffer(
+        auto_save=True, auto_save_path=str(tmp_path / "a"), trajectory_format="pkl"
+    ) as buffer:
+        buffer.add_trajectories(numbered(0, 12))
+    for name in ("metadata.json", "trajectory_index.json"):
+        (tmp_path / "a" / name).unlink()
+    repair(tmp_path / "a", apply=True)
+    assert contents(tmp_path / "a") == [(n, n) for n in range(12)]  # by number
+
+
+def test_the_command(source: Path) -> None:
+    def run(*arguments: Any) -> str:
+        done = CliRunner().invoke(cli.main, list(map(str, arguments)))
+        assert done.exit_code == 0, done.stderr
+        return done.stdout
+
+    assert run("repair", source).splitlines() == [
+        f"{source}: 5 trajectories listed now"
+    ]
+    flip(archive_of(source, 1), 200)
+    text = run("repair", source)
+    assert "damaged: trajectory_1_w_1.zarr" in text
+    assert "to do: trajectories 1 leave the list" in text
+    assert "4 trajectories listed then; --apply does it" in text
+    assert "done: trajectories 1 leave the list" in run("repair", source, "--apply")
+    assert "sound" in run("verify", source, "--deep")

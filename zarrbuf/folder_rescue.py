@@ -1,0 +1,237 @@
+"""Folders of RLinf's whose two JSON files are torn, misspelt or wrong: the index anew.
+
+The files of trajectories say what there is; the old index says in what order. Nothing
+is deleted: JSON files that are replaced are kept beside.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from zarrbuf.encoding import describe_trajectory
+from zarrbuf.errors import ZarrbufError
+from zarrbuf.format import is_weights_id, new_uuid
+from zarrbuf.jobs import Progress
+from zarrbuf.rlinf_files import read_trajectory_file, replace_file
+from zarrbuf.rlinf_index import (
+    FILE_FORMATS,
+    INDEX_NAME,
+    MAX_NUMBER,
+    METADATA_NAME,
+    OLD_INDEX_NAME,
+    FileFormat,
+    RlinfIndex,
+    encode_index,
+    index_entry,
+    list_files,
+    weights_id_of,
+)
+from zarrbuf.rows import UNKNOWN_SCHEMA, Row
+
+_DEFAULT_SEED: Final = 1234
+
+
+@dataclass
+class Rescue:
+    """What a folder really holds.
+
+    Attributes:
+        index: that of the files that can be read.
+        problems: what is wrong with the files and the old index, a sentence each.
+        orphans: names of files that stay and are in no index.
+    """
+
+    index: RlinfIndex
+    problems: list[str] = field(default_factory=list)
+    orphans: list[str] = field(default_factory=list)
+
+
+def rescue_folder(folder: Path, progress: Progress | None = None) -> Rescue:
+    """Read every file of a folder and make the index that it should have.
+
+    Args:
+        folder: of RLinf's.
+        progress: called with (files read, files in all).
+
+    Raises:
+        StorageError: if the folder cannot be listed.
+    """
+    problems: list[str] = []
+    metadata = _read_json(folder / METADATA_NAME, problems)
+    old = _read_index(folder, problems)
+    files = list_files(folder)
+    formats = [name.rpartition(".")[2] for names in files.values() for name in names]
+    wanted = metadata.get("trajectory_format")
+    if wanted not in FILE_FORMATS:
+        wanted = max(FILE_FORMATS, key=formats.count)
+    file_format: FileFormat = "pkl" if wanted == "pkl" else "pt"
+    rescue = Rescue(RlinfIndex(file_format, seed=_seed(metadata)), problems)
+    order = [number for number in old if number in files]
+    order += sorted(files.keys() - old.keys())
+    problems += [
+        f"{folder / INDEX_NAME}: lists trajectory {number}, whose file is not there"
+        for number in old
+        if number not in files
+    ]
+    for done, number in enumerate(order, 1):
+        _take_in(rescue, folder, number, files[number], old.get(number))
+        if progress is not None:
+            progress(done, len(order))
+    counter = metadata.get("trajectory_counter")
+    known = counter if type(counter) is int and 0 <= counter < MAX_NUMBER else 0
+    rescue.index.counter = max([known, *(number + 1 for number in files)])
+    return rescue
+
+
+def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
+    """Return a JSON object, an empty one if it is torn; then it is a problem."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        problems.append(f"{path} is missing")
+        return {}
+    except (OSError, ValueError, RecursionError) as exc:
+        problems.append(f"{path}: torn or damaged: {exc}")
+        return {}
+    if not isinstance(value, dict):
+        problems.append(f"{path}: no object")
+        return {}
+    return value
+
+
+def _read_index(folder: Path, problems: list[str]) -> dict[int, Mapping[str, Any]]:
+    """Return the entries of the old index, in order of its list."""
+    path = folder / INDEX_NAME
+    if not path.exists() and (folder / OLD_INDEX_NAME).exists():
+        path = folder / OLD_INDEX_NAME
+        problems.append(f"{path}: the name of the index is misspelt")
+    value = _read_json(path, problems)
+    ids, entries = value.get("trajectory_id_list"), value.get("trajectory_index")
+    if not isinstance(ids, list) or not isinstance(entries, dict):
+        if value:
+            problems.append(
+                f"{path}: trajectory_index or trajectory_id_list is missing"
+            )
+        ids, entries = [], entries if isinstance(entries, dict) else {}
+    found: dict[int, Mapping[str, Any]] = {}
+    for number in ids:
+        entry = entries.get(str(number))
+        if type(number) is not int or not 0 <= number < MAX_NUMBER:
+            problems.append(f"{path}: {number!r:.40} is no trajectory id")
+        else:
+            found.setdefault(number, entry if isinstance(entry, dict) else {})
+    return found
+
+
+def _seed(metadata: Mapping[str, Any]) -> int:
+    seed = metadata.get("seed", _DEFAULT_SEED)
+    return seed if type(seed) is int and abs(seed) < MAX_NUMBER else _DEFAULT_SEED
+
+
+def _take_in(
+    rescue: Rescue,
+    folder: Path,
+    number: int,
+    names: list[str],
+    entry: Mapping[str, Any] | None,
+) -> None:
+    """Add the file of one trajectory to the index, if it can be read."""
+    index = rescue.index
+    right = [name for name in names if name.endswith(f".{index.file_format}")]
+    weights_id = (entry or {}).get("model_weights_id")
+    exact = [name for name in right if weights_id_of(name) == weights_id]
+    chosen = (exact or right or names)[0]
+    others = [name for name in names if name != chosen]
+    if others:
+        rescue.orphans += others
+        rescue.problems.append(
+            f"{folder}: trajectory {number} has {len(names)} files; {chosen} is taken"
+        )
+    path = folder / chosen
+    try:
+        if not right:
+            raise ZarrbufError(f"{path}: the folder holds {index.file_format} files")
+        trajectory = read_trajectory_file(path)
+        shape, _ = describe_trajectory(trajectory)
+    except ZarrbufError as exc:
+        message = str(exc)
+        named = message if chosen in message else f"{path}: {message}"
+        rescue.problems.append(f"{named} (left out)")
+        rescue.orphans.append(chosen)
+        return
+    if not is_weights_id(weights_id):
+        weights_id = weights_id_of(chosen)
+    row = Row(
+        uuid=new_uuid(),
+        trajectory_id=number,
+        model_weights_id=weights_id,
+        num_steps=shape[0],
+        num_envs=shape[1],
+        shape=shape,
+        max_episode_length=trajectory.max_episode_length,
+        size=path.stat().st_size,
+        crc=0,
+        schema=UNKNOWN_SCHEMA,
+    )
+    if entry is None:
+        rescue.problems.append(f"{path}: is not in the index")
+    elif not _agrees(entry, row):
+        rescue.problems.append(
+            f"{folder / INDEX_NAME}: entry {number} is not what {chosen} holds"
+        )
+        if list(shape[:2]) == list(entry.get("shape", ()))[:2]:
+            row = dataclasses.replace(row, shape=shape)
+    else:
+        row = dataclasses.replace(row, shape=tuple(entry["shape"]))
+    index.rows.append(row)
+    index.names[number] = chosen
+
+
+def _agrees(entry: Mapping[str, Any], row: Row) -> bool:
+    """Whether an old entry says what its file holds; of the shape T and B only."""
+    expected = index_entry(row)
+    shape = entry.get("shape")
+    return (
+        isinstance(shape, list)
+        and shape[:2] == [row.num_steps, row.num_envs]
+        and all(entry.get(n) == v for n, v in expected.items() if n != "shape")
+    )
+
+
+def needs_writing(folder: Path, rescue: Rescue) -> bool:
+    """Whether the two JSON files of a folder are not what they should be."""
+    for name, data in zip(
+        (METADATA_NAME, INDEX_NAME), encode_index(rescue.index), strict=True
+    ):
+        try:
+            if json.loads((folder / name).read_bytes()) != json.loads(data):
+                return True
+        except (OSError, ValueError, RecursionError):
+            return True
+    return False
+
+
+def write_rescued(folder: Path, rescue: Rescue) -> list[str]:
+    """Write the two JSON files of a folder, those that were there kept beside.
+
+    Returns:
+        Names of the files kept.
+
+    Raises:
+        StorageError: if the storage failed.
+    """
+    metadata, entries = encode_index(rescue.index)
+    kept = []
+    for name, data in ((INDEX_NAME, entries), (METADATA_NAME, metadata)):
+        path = folder / name
+        if path.exists() and path.read_bytes() != data:
+            aside = folder / f"{name}.{new_uuid()[:8]}.damaged"
+            replace_file(aside, path.read_bytes())
+            kept.append(aside.name)
+        replace_file(path, data)
+    return kept
