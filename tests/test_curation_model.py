@@ -294,5 +294,5 @@ TestLocalCuration.settings = QUICK
 @pytest.mark.long
 @pytest.mark.parametrize("kind", [Curation, LocalCuration])
 def test_many_orders(kind: type[Curation]) -> None:
-    many = settings(QUICK, max_examples=300, stateful_step_count=40)
+    many = settings(QUICK, max_examples=150, stateful_step_count=40)
     run_state_machine_as_test(kind, settings=many)
