@@ -15,6 +15,7 @@ from benchmarks import (
     cold,
     frames,
     memory,
+    merging,
     preload,
     remote,
     scale,
@@ -35,6 +36,7 @@ PARTS: Final[Mapping[str, tuple[str, Part]]] = {
     "preload": ("A consumer of batches", preload.run),
     "remote": ("An object store", remote.run),
     "scale": ("A million trajectories", scale.run),
+    "merging": ("A million trajectories, merged", merging.run),
 }
 
 

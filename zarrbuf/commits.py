@@ -326,22 +326,19 @@ def _version_at(log: CommitLog, at_ms: int) -> int:
     return earlier[-1] if earlier else log.snapshot.version
 
 
-def create_log(
-    storage: Storage, *, build: Build, op: str = "create", uuid: str | None = None
-) -> CommitLog:
+def create_log(storage: Storage, *, build: Build, op: str = "create") -> CommitLog:
     """Create a buffer where there is none.
 
     Args:
         storage: where it shall lie.
         build: gives the actions of the first commit: config, schemas, rows.
         op: what is done, for people who read the log.
-        uuid: its identity, 32 hex digits; None for a fresh one.
 
     Raises:
         ConflictError: if a buffer is there already.
     """
     storage.check_create()
-    root = encode_root(storage, uuid=uuid)
+    root = encode_root(storage)
     create_root(storage, root)
     log = CommitLog(storage, root)
     log.commit(build, op=op)

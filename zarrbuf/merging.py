@@ -87,7 +87,7 @@ def merge(
 
 def split(
     source: Any,
-    destinations: Sequence[Location],
+    destinations: Location | Sequence[Location],
     *,
     count: int | None = None,
     fractions: Sequence[float] | None = None,
@@ -104,7 +104,7 @@ def split(
 
     Args:
         source: path, URL or open buffer.
-        destinations: where nothing is yet; one, or one a fraction.
+        destinations: where nothing is yet; one path, or a list of one a fraction.
         count: the first so many trajectories, in the order of the list.
         fractions: parts of the list, one after the other, for a destination each.
         ids: trajectories by id, numbers or a text such as "3,7-20".

@@ -41,7 +41,7 @@ class Vacuum:
 
     Attributes:
         path: the buffer.
-        names: archives that nothing refers to, old enough to go.
+        names: archives that nothing refers to, old enough to go, or gone.
         is_deleted: whether they are gone.
         num_young: archives that no list has and that are too young to go: of writers
             at work, or killed lately.
@@ -115,17 +115,19 @@ def vacuum_store(
     cutoff_ms = int((time.time() - grace_s) * 1000)
     archives = _list_archives(storage)
     found = _find(log.snapshot, storage, archives, cutoff_ms)
+    names = list(found.free)
     if delete:
+        names = []
         for start in range(0, len(found.free), _MAX_PATHS):
             some = found.free[start : start + _MAX_PATHS]
-            _delete(store, some, cutoff_ms)
+            names += _delete(store, some, cutoff_ms)
             if progress is not None:
                 progress(start + len(some), len(found.free))
-    return Vacuum(storage.url, found.free, delete, found.num_young, found.num_kept)
+    return Vacuum(storage.url, tuple(names), delete, found.num_young, found.num_kept)
 
 
-def _delete(store: LogStore, wanted: Sequence[str], cutoff_ms: int) -> None:
-    """Say in the log what goes, delete it, and say that it is gone."""
+def _delete(store: LogStore, wanted: Sequence[str], cutoff_ms: int) -> list[str]:
+    """Say in the log what goes, delete it, and say that it is gone; what went."""
     storage, intent = store.storage, new_uuid()
     announced: list[str] = []
 
@@ -143,6 +145,7 @@ def _delete(store: LogStore, wanted: Sequence[str], cutoff_ms: int) -> None:
     run_jobs(storage.delete, gone, num_threads=_AT_ONCE)
     done = [_action("vacuum_done", intent, gone)] if gone else []
     store.log.commit(lambda now: done, op="vacuum")
+    return gone
 
 
 def _action(kind: str, intent: str, paths: Sequence[str]) -> Action:
