@@ -111,6 +111,23 @@ def test_a_damaged_commit_costs_what_it_alone_said(source: Path, how: str) -> No
     assert contents(source)[-1] == (5, 9)
 
 
+def test_checkpoints_of_commits_that_go_go_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever opened one would go on where commits are no more."""
+    monkeypatch.setattr("zarrbuf.commits.CHECKPOINT_INTERVAL", 2)
+    for number in range(6):
+        make(tmp_path / "a", number, 1)
+    assert len(list(tmp_path.glob("a/checkpoint/*"))) == 3
+    flip(tmp_path / "a" / commit_path(3))
+    repair(tmp_path / "a", apply=True)
+    assert contents(tmp_path / "a") == [(0, 0), (2, 2), (3, 3), (4, 4), (5, 5)]
+    assert verify(tmp_path / "a").is_sound
+    kept = sorted(path.name[:20] for path in tmp_path.glob("a/checkpoint/*"))
+    assert kept[0] == f"{2:020d}"
+    assert len(list(tmp_path.glob("a/damaged/*/checkpoint/*"))) == 2
+
+
 def test_a_damaged_last_commit_costs_itself(source: Path) -> None:
     flip(source / commit_path(5))
     done = check_dry_then_apply(source)

@@ -14,7 +14,15 @@ from typing import Any, Final
 from zarrbuf.commits import CommitLog
 from zarrbuf.errors import FormatError, NotFoundError, StorageError, ZarrbufError
 from zarrbuf.folder_rescue import needs_writing, rescue_folder, write_rescued
-from zarrbuf.format import COMMIT_NAME, MANIFEST_DIR, ROOT_NAME, commit_path, new_uuid
+from zarrbuf.format import (
+    CHECKPOINT_DIR,
+    CHECKPOINT_NAME,
+    COMMIT_NAME,
+    MANIFEST_DIR,
+    ROOT_NAME,
+    commit_path,
+    new_uuid,
+)
 from zarrbuf.jobs import Progress
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.locations import Location, StorageOptions, open_storage
@@ -72,7 +80,7 @@ def repair(
     Of a buffer: commits from the first one on that is damaged or missing are put aside,
     and what whole ones among them added is listed again; trajectories that cannot be
     read leave the list by a commit that says so. Of a folder of RLinf's: an index of
-    all files that can be read.
+    all files that can be read. Nobody else may write meanwhile.
 
     Args:
         path: a zarrbuf buffer, path or URL, or a folder of RLinf's.
@@ -184,16 +192,22 @@ def _added_after(
 def _put_aside(storage: Storage, numbers: Sequence[int]) -> None:
     """Copy commits elsewhere, then take them away, the last one first.
 
-    So there is never a hole, and whoever is stopped goes on.
+    So there is never a hole, and whoever is stopped goes on. Checkpoints of them go
+    first: whoever opened one would go on where commits are no more.
     """
+    found = [
+        (CHECKPOINT_NAME.fullmatch(name), f"{CHECKPOINT_DIR}/{name}")
+        for name in storage.list_names(CHECKPOINT_DIR)
+    ]
+    late = [name for match, name in found if match and int(match[1]) >= numbers[0]]
+    names = [*map(commit_path, numbers), *late]
     place = f"{ASIDE_DIR}/{new_uuid()[:8]}"
-    for number in numbers:
-        name = commit_path(number)
+    for name in names:
         data = storage.read(name)
         if storage.create(f"{place}/{name}", data) is not Outcome.CREATED:
             raise StorageError(f"{storage.describe(name)} could not be put aside")
-    for number in reversed(numbers):
-        storage.delete(commit_path(number))
+    for name in reversed(names):
+        storage.delete(name)
 
 
 def _repair_list(
