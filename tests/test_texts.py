@@ -57,6 +57,8 @@ def test_parts_of_columns_are_parts_of_lists(
     trimmed = part.trimmed()
     assert unfold(trimmed) == model[start:stop]
     assert trimmed.num_distinct <= stop - start
+    every = np.arange(column.num_distinct, dtype=np.int32)[::-1]
+    assert column.blobs(every) == [column.blob(number) for number in every.tolist()]
     if model:
         positions = data.draw(st.lists(st.integers(0, len(model) - 1)))
         taken = column.take(np.array(positions, np.int64))

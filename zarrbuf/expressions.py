@@ -10,8 +10,7 @@ import ast
 import functools
 import json
 import operator
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -243,7 +242,7 @@ def _is_there(value: Any, size: int) -> BoolArray:
 def _texts(rows: Rows) -> AnyArray:
     text = rows.texts[_TEXT_COLUMN]
     some, inverse = np.unique(text.numbers, return_inverse=True)
-    distinct = [text.blob(number).decode(errors="replace") for number in some.tolist()]
+    distinct = [blob.decode(errors="replace") for blob in text.blobs(some)]
     found: AnyArray = np.array(distinct, object)[inverse]
     return found
 
@@ -255,7 +254,7 @@ class Tags:
         """Parse each distinct text of tags; one that is none has no tag."""
         text = rows.texts["tags"]
         some, self._inverse = np.unique(text.numbers, return_inverse=True)
-        self._parsed = [_parse(text.blob(number)) for number in some.tolist()]
+        self._parsed = _parse(text.blobs(some))
 
     @property
     def names(self) -> list[str]:
@@ -270,28 +269,42 @@ class Tags:
             all; numbers are none there.
         """
         values = [tags.get(name) for tags in self._parsed]
-        if all(value is None for value in values):
-            return None
-        if any(isinstance(value, str) for value in values):
+        kinds = set(map(type, values))
+        if str in kinds:
             texts = [value if isinstance(value, str) else None for value in values]
             column: AnyArray = np.array(texts, object)
+        elif kinds & {bool, int, float}:
+            column = np.array([_number(value) for value in values])
         else:
-            column = np.array([np.nan if value is None else value for value in values])
+            return None
         found: AnyArray = column[self._inverse]
         return found
 
 
-def _parse(blob: bytes) -> dict[str, str | float]:
-    """Return the tags in a text; a segment may hold anything there."""
+def _number(value: Any) -> float:
+    """Return a tag as a number, NaN if it is none; a segment may hold anything."""
+    if type(value) is float:
+        return value
     try:
-        value = json.loads(blob or b"{}")
+        return float(value) if type(value) in (int, bool) else np.nan
+    except OverflowError:
+        return np.nan
+
+
+def _parse(blobs: Sequence[bytes]) -> list[dict[str, Any]]:
+    """Return the tags in each text: in one go, or one by one if one is malformed."""
+    try:
+        joined = b",".join(blob or b"{}" for blob in blobs)
+        values = json.loads(b"[" + joined + b"]")
     except (ValueError, RecursionError):
-        return {}
-    found: dict[str, str | float] = {}
-    for name, item in value.items() if isinstance(value, dict) else ():
-        if isinstance(item, str):
-            found[name] = item
-        elif isinstance(item, bool | int | float):
-            with suppress(OverflowError):
-                found[name] = float(item)
-    return found
+        values = []
+    if len(values) != len(blobs):
+        values = [_parse_one(blob) for blob in blobs]
+    return [value if isinstance(value, dict) else {} for value in values]
+
+
+def _parse_one(blob: bytes) -> Any:
+    try:
+        return json.loads(blob or b"{}")
+    except (ValueError, RecursionError):
+        return None

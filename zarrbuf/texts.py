@@ -133,6 +133,13 @@ class TextColumn:
         start, stop = self.offsets[number : number + 2]
         return self.data[start:stop].tobytes()
 
+    def blobs(self, numbers: npt.NDArray[np.int32]) -> list[bytes]:
+        """Return some of the distinct strings as UTF-8, faster than one by one."""
+        data = self.data.tobytes()
+        starts = self.offsets[:-1][numbers].tolist()
+        stops = self.offsets[1:][numbers].tolist()
+        return [data[a:b] for a, b in zip(starts, stops, strict=True)]
+
     def get(self, position: int) -> str:
         """Return one string."""
         try:
