@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zarrbuf.base_urls import base_url, check_trusted, resolve_base
-from zarrbuf.errors import FormatError, NotFoundError
+from zarrbuf.errors import FormatError, NotFoundError, UntrustedBaseError
 from zarrbuf.format import ROOT_NAME
 from zarrbuf.root import parse_root
 from zarrbuf.storage import Storage
@@ -78,5 +78,11 @@ def make_base(own: Storage, other: Storage, *, uuid: str) -> Base:
     """
     base = {"url": base_url(own.url, other.url), "uuid": uuid}
     place = resolve_base(own.url, base["url"], where=own.url)
-    check_trusted(own.url, place, own.allow_bases, where=own.url)
+    try:
+        check_trusted(own.url, place, own.allow_bases, where=own.url)
+    except UntrustedBaseError as exc:
+        raise UntrustedBaseError(
+            f"{exc}, here and whenever it is opened; or bring the trajectories along "
+            "(mode copy)"
+        ) from exc
     return base

@@ -37,8 +37,7 @@ def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
     """Yield what is no dict, and empty dicts, by path; None at the top is nothing."""
     for key, item in value.items():
         path = f"{prefix}{key}"
-        if isinstance(item, Mapping) and (item or prefix):
-            yield path, {} if not item else len(item)
+        if isinstance(item, Mapping) and item:
             yield from _leaves(item, f"{path}/")
         elif prefix or (item is not None and not isinstance(item, Mapping)):
             yield path, item
