@@ -218,3 +218,21 @@ def test_a_base_of_a_base_is_not_followed(tmp_path: Path) -> None:
     )
     with pytest.raises((FormatError, ZarrbufError), match="missing"):
         loaded(str(tmp_path / "outer")).sample(1)
+
+
+def test_a_link_beside_leads_where_it_leads(tmp_path: Path) -> None:
+    """A directory beside the root that is a link to one elsewhere is elsewhere."""
+    here = tmp_path / "here"
+    uuid = open_log(open_storage(make(here / "source", 9, 1))).uuid
+    path = forged(here, {"url": "../link", "uuid": uuid})
+    (tmp_path / "deep").mkdir()
+    (here / "source").rename(tmp_path / "deep" / "source")
+    (here / "link").symlink_to(tmp_path / "deep" / "source")
+    with pytest.raises(UntrustedBaseError, match="deep/source"):
+        loaded(path).sample(1)
+    assert contents(path, allow_bases=[tmp_path / "deep"]) == [(0, 9)]
+    # A link to what both lie in changes nothing.
+    (here / "link").unlink()
+    (tmp_path / "deep" / "source").rename(here / "link")
+    (tmp_path / "way").symlink_to(here)
+    assert contents(tmp_path / "way" / "x") == [(0, 9)]

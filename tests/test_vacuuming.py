@@ -14,7 +14,7 @@ from remote import loaded, memory_url
 from s3 import GCS, S3
 
 import zarrbuf
-from zarrbuf import merge, remove, vacuum, vacuuming
+from zarrbuf import merge, remove, unpin, vacuum, vacuuming
 from zarrbuf.commits import open_log
 from zarrbuf.errors import InvalidInputError, StorageError
 from zarrbuf.local_storage import LocalStorage
@@ -274,3 +274,23 @@ def test_a_grace_that_is_none_is_refused(tmp_path: Path, grace_s: Any) -> None:
     with pytest.raises(InvalidInputError, match="at least 3600 seconds"):
         vacuum(a, delete=True, grace_s=grace_s)
     assert files_below(tmp_path) == before
+
+
+def test_what_is_let_go_of_goes(tmp_path: Path, later: Any) -> None:
+    a = make(tmp_path / "a", 0, 3)
+    merge([a], tmp_path / "b")
+    merge([a], tmp_path / "c")
+    remove(a, "0-2")
+    later(48)
+    before = files_below(tmp_path)
+    with pytest.raises(InvalidInputError, match=r"nothing for 'b'.*it does for: .*/c"):
+        unpin(a, "b")
+    assert files_below(tmp_path) == before
+    (gone,) = unpin(a, str(tmp_path / "b"))
+    assert gone.endswith("/b")
+    assert vacuum(a, delete=True).names == ()  # c still needs it
+    uuid = open_log(open_storage(tmp_path / "c")).uuid
+    assert len(unpin(a, uuid)) == 1
+    assert len(vacuum(a, delete=True).names) == 3
+    with pytest.raises(InvalidInputError, match="for: nobody"):
+        unpin(a, uuid)

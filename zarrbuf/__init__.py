@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from zarrbuf.listing import row_json as row_json
     from zarrbuf.merging import merge as merge
     from zarrbuf.merging import split as split
+    from zarrbuf.pins import unpin as unpin
     from zarrbuf.pruning import prune as prune
     from zarrbuf.pruning import remove as remove
     from zarrbuf.repairing import repair as repair
@@ -50,6 +51,7 @@ _ROOMS = {
     "replay_buffer_collate_fn": "datasets",
     "row_json": "listing",
     "split": "merging",
+    "unpin": "pins",
     "vacuum": "vacuuming",
     "verify": "verification",
 }
@@ -72,6 +74,7 @@ __all__ = [
     "replay_buffer_collate_fn",
     "row_json",
     "split",
+    "unpin",
     "vacuum",
     "verify",
 ]

@@ -6,12 +6,14 @@ number of its base; a base's own bases are not followed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zarrbuf.base_urls import base_url, check_trusted, resolve_base
+from zarrbuf.base_urls import base_url, check_trusted, place_of, resolve_base
 from zarrbuf.errors import FormatError, NotFoundError, UntrustedBaseError
 from zarrbuf.format import ROOT_NAME
+from zarrbuf.local_storage import LocalStorage
 from zarrbuf.root import parse_root
 from zarrbuf.storage import Storage
 
@@ -53,6 +55,7 @@ def open_base(own: Storage, base: Base) -> Storage:
     place = resolve_base(own.url, base["url"], where=own.url)
     check_trusted(own.url, place, own.allow_bases, where=own.url)
     storage = own.sibling(place.url)
+    _check_links(own, storage)
     where = storage.describe(ROOT_NAME)
     try:
         root = storage.read(ROOT_NAME)
@@ -67,6 +70,15 @@ def open_base(own: Storage, base: Base) -> Storage:
             f"{storage.url}, but {where} is of the buffer {uuid}"
         )
     return storage
+
+
+def _check_links(own: Storage, base: Storage) -> None:
+    """Check that a directory that is a link leads where the base may lie itself."""
+    if not isinstance(base, LocalStorage):
+        return
+    here, there = (os.path.realpath(storage.url) for storage in (own, base))
+    allowed = [os.path.realpath(place_of(one).path) for one in own.allow_bases]
+    check_trusted(here, place_of(there), [*own.allow_bases, *allowed], where=own.url)
 
 
 def make_base(own: Storage, other: Storage, *, uuid: str) -> Base:

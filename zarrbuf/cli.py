@@ -27,7 +27,7 @@ from zarrbuf.terminal import (
     printable,
     show_progress,
 )
-from zarrbuf.upkeep_commands import prune, remove, repair, show_log, vacuum
+from zarrbuf.upkeep_commands import prune, remove, repair, show_log, unpin, vacuum
 
 
 class _Group(click.Group):
@@ -227,7 +227,7 @@ def verify(
 
 _CONVERSION = (convert, recompress, export)
 _CURATION = (merge, split)
-_UPKEEP = (remove, prune, vacuum, repair, show_log)
+_UPKEEP = (remove, prune, vacuum, unpin, repair, show_log)
 for _command in (*_CONVERSION, *_CURATION, *_UPKEEP):
     main.add_command(_command)
 

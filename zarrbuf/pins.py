@@ -13,11 +13,20 @@ from typing import Any, Protocol
 import numpy as np
 
 from zarrbuf.commits import CommitLog, open_log
-from zarrbuf.errors import CommitUnknownError, ConflictError, StorageError, ZarrbufError
+from zarrbuf.errors import (
+    CommitUnknownError,
+    ConflictError,
+    InvalidInputError,
+    StorageError,
+    ZarrbufError,
+)
 from zarrbuf.format import new_uuid
+from zarrbuf.locations import StorageOptions
+from zarrbuf.log_format import Action
 from zarrbuf.log_store import LogStore
 from zarrbuf.manifest import Snapshot
 from zarrbuf.rows import Rows
+from zarrbuf.sources import open_log_store
 
 
 class Chosen(Protocol):
@@ -116,3 +125,43 @@ def _check_listed(rows: Rows, log: CommitLog) -> None:
             f"{log.storage.url} took {len(gone)} of the trajectories off its list, and "
             "keeps them for nobody; try again, or copy them"
         )
+
+
+def unpin(
+    buffer: Any, by: str, *, storage_options: StorageOptions | None = None
+) -> list[str]:
+    """Let go of what a buffer keeps for another one, which is gone.
+
+    Args:
+        buffer: path, URL or open buffer.
+        by: uuid or URL of the other one, as `read_history` shows it.
+        storage_options: for object stores, see `TrajectoryReplayBuffer`.
+
+    Returns:
+        Who had asked for each pin that was let go.
+
+    Raises:
+        InvalidInputError: if there is no such pin, or it is a folder of RLinf's.
+        NotFoundError: if there is no buffer.
+        StorageError: if the storage failed.
+    """
+    store = open_log_store(buffer, storage_options, what="unpin")
+    gone: list[str] = []
+
+    def build(now: Snapshot) -> list[Action]:
+        found = {
+            pin: one
+            for pin, one in now.pins.items()
+            if by in str(one["by"]).split(" ", 1)
+        }
+        gone[:] = [str(one["by"]) for one in found.values()]
+        if not found:
+            known = sorted({str(one["by"]) for one in now.pins.values()})
+            raise InvalidInputError(
+                f"{store.url} keeps nothing for {by!r:.200}; it does for: "
+                f"{', '.join(known) or 'nobody'}"
+            )
+        return [{"action": "unpin", "pin": p, **one} for p, one in found.items()]
+
+    store.log.commit(build, op="unpin")
+    return gone

@@ -155,6 +155,21 @@ def repair(
     )
 
 
+@click.command()
+@click.argument("path")
+@click.option("--by", required=True, help="Uuid or URL of the other buffer.")
+@STORAGE_OPTION
+@JSON_OPTION
+def unpin(path: str, by: str, storage_options: dict[str, Any], as_json: bool) -> None:
+    """Let go of what the buffer at PATH keeps for another one that is gone."""
+    gone = zarrbuf.unpin(path, by, storage_options=storage_options)
+    if as_json:
+        print_json({"path": path, "let_go": gone})
+        return
+    for one in gone:
+        click.echo(f"{printable(path)}: keeps nothing for {printable(one)} any more")
+
+
 @click.command(name="log")
 @click.argument("path")
 @STORAGE_OPTION
