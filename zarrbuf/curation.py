@@ -26,7 +26,7 @@ from zarrbuf.errors import (
     StorageError,
     ZarrbufError,
 )
-from zarrbuf.format import TRAJECTORY_DIR, BatchField, Schema, commit_path
+from zarrbuf.format import TRAJECTORY_DIR, Schema, commit_path
 from zarrbuf.jobs import Progress, run_jobs
 from zarrbuf.log_format import Action
 from zarrbuf.log_store import LogStore, listing_actions
@@ -34,10 +34,9 @@ from zarrbuf.manifest import Snapshot
 from zarrbuf.pins import pinned
 from zarrbuf.rows import IntArray, Row, Rows
 from zarrbuf.selection import interleave
-from zarrbuf.small_fields import sorted_fields
 from zarrbuf.storage import Storage
 from zarrbuf.stores import known_name
-from zarrbuf.views import check_fields
+from zarrbuf.views import check_same_fields
 
 Mode = Literal["reference", "hardlink", "copy", "move"]
 MODES: Final[tuple[Mode, ...]] = ("reference", "hardlink", "copy", "move")
@@ -115,20 +114,13 @@ def check_schemas(parts: Sequence[Part]) -> dict[str, Schema]:
         InvalidInputError: naming every field that differs, and where.
     """
     schemas: dict[str, Schema] = {}
-    known: dict[str, BatchField] = {}
-    problems: list[str] = []
+    found: list[tuple[str, Schema]] = []
     for part in parts:
         for number in np.unique(part.rows.fixed["schema"]).tolist():
             key = f"{number:016x}"
             schemas[key] = part.snapshot.schemas[key]
-            for field in sorted_fields(schemas[key]):
-                try:
-                    check_fields([field], known, name=part.store.storage.url)
-                except InvalidInputError as exc:
-                    problems.append(str(exc))
-                known.setdefault(field.name, field)
-    if problems:
-        raise InvalidInputError("; ".join(dict.fromkeys(problems)))
+            found.append((part.store.storage.url, schemas[key]))
+    check_same_fields(found)
     return schemas
 
 

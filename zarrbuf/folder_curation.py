@@ -15,16 +15,15 @@ import numpy as np
 from zarrbuf.destinations import Created, check_empty
 from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.format import BatchField, new_uuid, trajectory_name
+from zarrbuf.format import Schema, new_uuid, trajectory_name
 from zarrbuf.jobs import Progress
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.rlinf import RlinfStore
 from zarrbuf.rlinf_index import INDEX_NAME, METADATA_NAME, RlinfIndex, encode_index
 from zarrbuf.rows import IntArray, Row, Rows
 from zarrbuf.selection import interleave
-from zarrbuf.small_fields import sorted_fields
 from zarrbuf.storage import Storage
-from zarrbuf.views import check_fields
+from zarrbuf.views import check_same_fields
 
 
 @dataclass(frozen=True)
@@ -121,18 +120,10 @@ def _write_files(
 
 def _check_fields(parts: Sequence[FolderPart]) -> None:
     """Check that a field is the same in the first files of all folders."""
-    known: dict[str, BatchField] = {}
-    problems: list[str] = []
+    found: list[tuple[str, Schema]] = []
     for part in parts:
-        if not len(part.rows):
-            continue
-        trajectory = part.store.read_trajectory(part.rows.row(0))
-        encoded = encode_trajectory(trajectory, uuid=new_uuid(), codec="none")
-        for field in sorted_fields(encoded.header.schema):
-            try:
-                check_fields([field], known, name=str(part.store.folder))
-            except InvalidInputError as exc:
-                problems.append(str(exc))
-            known.setdefault(field.name, field)
-    if problems:
-        raise InvalidInputError("; ".join(problems))
+        if len(part.rows):
+            trajectory = part.store.read_trajectory(part.rows.row(0))
+            encoded = encode_trajectory(trajectory, uuid=new_uuid(), codec="none")
+            found.append((str(part.store.folder), encoded.header.schema))
+    check_same_fields(found)

@@ -20,6 +20,7 @@ from zarrbuf.format import (
     COMMIT_NAME,
     MANIFEST_DIR,
     ROOT_NAME,
+    Schema,
     commit_path,
     new_uuid,
 )
@@ -219,6 +220,7 @@ def _repair_list(
     verify_rows(store, checked, progress=progress)
     result.problems += checked.problems
     again: list[Row] = []
+    schemas: dict[str, Schema] = {}
     for row in lost:
         try:
             if row.base > len(log.snapshot.bases):
@@ -229,7 +231,7 @@ def _repair_list(
             result.problems.append(str(exc))
         else:
             again.append(row)
-    schemas = {row.schema: store.open_archive(row).header.schema for row in again}
+            schemas[row.schema] = archive.header.schema
     gone = checked.damaged_ids
     if again:
         result.steps.append(f"{len(again)} trajectories of these are listed again")

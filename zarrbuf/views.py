@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -234,6 +234,28 @@ def check_fields(
                 f"{name}: field {one.name!r} is {_describe(one.spec)}; in the "
                 f"trajectories before it is {_describe(other.spec)}"
             )
+
+
+def check_same_fields(schemas: Iterable[tuple[str, Schema]]) -> None:
+    """Check that a field is the same in all of some schemas.
+
+    Args:
+        schemas: where each is from, for the message, and the schema.
+
+    Raises:
+        InvalidInputError: naming every field that differs, and where.
+    """
+    known: dict[str, BatchField] = {}
+    problems: list[str] = []
+    for name, schema in schemas:
+        for one in sorted_fields(schema):
+            try:
+                check_fields([one], known, name=name)
+            except InvalidInputError as exc:
+                problems.append(str(exc))
+            known.setdefault(one.name, one)
+    if problems:
+        raise InvalidInputError("; ".join(dict.fromkeys(problems)))
 
 
 def _describe(spec: FieldSpec) -> str:
