@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 
 import zarrbuf
 from zarrbuf import TrajectoryReplayBuffer, cli
+from zarrbuf.format import trajectory_path
 
 DATA = Path(__file__).parent / "data"
 FOLDER = DATA / "rlinf_ragged_pt"
@@ -326,11 +327,20 @@ def test_older_versions_are_read(tmp_path: Path) -> None:
     sample = ("sample", "--num-chunks", 5, "--load-path", tmp_path / "a")
     stats = run_json(*sample, "--at", 1)["stats"]
     assert stats["num_trajectories"] == count
+    assert run_json("verify", tmp_path / "a", "--at", 1)["num_trajectories"] == count
+    assert run_json("verify", tmp_path / "a")["num_trajectories"] == count - 2
+    assert "no version 9" in run("verify", tmp_path / "a", "--at", 9, check=1).stderr
     run("convert", tmp_path / "a", tmp_path / "old", "--at", 1)
     assert run_json("info", tmp_path / "old")["num_trajectories"] == count
     assert "no version 9" in run("ls", tmp_path / "a", "--at", 9, check=1).stderr
+    run("verify", FOLDER, "--at", 1, check=2)
     text = run("ls", FOLDER, "--at", 1, check=2).stderr
     assert "keeps no versions" in text
+    removed = zarrbuf.list_buffer(tmp_path / "a", version=1).rows.row(0)
+    (tmp_path / "a" / trajectory_path(removed.uuid)).unlink()  # as vacuum would
+    gone = run("verify", tmp_path / "a", "--at", 1, check=1).stdout
+    assert "is missing" in gone
+    run("verify", tmp_path / "a")
 
 
 def test_what_a_buffer_names_elsewhere_is_allowed_by_an_option(tmp_path: Path) -> None:

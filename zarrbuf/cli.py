@@ -192,12 +192,14 @@ def list_trajectories(
 @main.command()
 @click.argument("path")
 @click.option("--deep", is_flag=True, help="Decode every trajectory, too.")
+@AT_OPTION
 @STORAGE_OPTION
 @ALLOW_BASE_OPTION
 @JSON_OPTION
 def verify(
     path: str,
     deep: bool,
+    version: int | None,
     storage_options: dict[str, Any],
     allow_bases: tuple[str, ...],
     as_json: bool,
@@ -207,6 +209,7 @@ def verify(
         result = zarrbuf.verify(
             path,
             deep=deep,
+            version=version,
             storage_options=storage_options,
             allow_bases=allow_bases,
             progress=progress,

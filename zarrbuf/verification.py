@@ -23,7 +23,7 @@ from zarrbuf.log_store import LogStore
 from zarrbuf.manifest import Snapshot
 from zarrbuf.opening import open_store
 from zarrbuf.rlinf import RlinfStore
-from zarrbuf.rlinf_index import is_rlinf_folder
+from zarrbuf.rlinf_index import check_no_version, is_rlinf_folder
 from zarrbuf.rows import UNKNOWN_SCHEMA, Row
 from zarrbuf.storage import Storage
 from zarrbuf.stores import TrajectoryStore, known_name
@@ -74,6 +74,7 @@ def verify(
     path: str | os.PathLike[str],
     *,
     deep: bool = False,
+    version: int | None = None,
     storage_options: StorageOptions | None = None,
     allow_bases: Sequence[Location] = (),
     progress: Progress | None = None,
@@ -87,15 +88,19 @@ def verify(
         path: a zarrbuf buffer or a folder of RLinf's.
         deep: decode every trajectory too, and compare it with what its row says of its
             content.
+        version: read the trajectories that were listed after that commit; None for
+            those listed now.
         storage_options: for object stores, see `TrajectoryReplayBuffer`.
         allow_bases: see `TrajectoryReplayBuffer`.
         progress: called with (trajectories done, trajectories in all).
 
     Raises:
-        NotFoundError: if neither is there.
+        NotFoundError: if neither is there, or no such version.
+        InvalidInputError: if a version of an RLinf folder is asked for.
     """
     storage = open_storage(path, storage_options, allow_bases=allow_bases)
     if isinstance(storage, LocalStorage) and is_rlinf_folder(storage.root):
+        check_no_version(storage.root, version)
         return _verify_folder(os.fspath(path), storage, deep, progress)
     storage_root = storage.list_names("")
     if ROOT_NAME not in storage_root:
@@ -103,7 +108,7 @@ def verify(
     result = Verification(os.fspath(path), "zarr")
     log = _verify_log(storage, result)
     if log is not None:
-        store = LogStore(log)
+        store = _store_at(log, version)
         verify_rows(store, result, deep=deep, progress=progress)
         present = set(list_archives(storage))
         listed = map(trajectory_path, store.listed.uuids())
@@ -139,6 +144,13 @@ def _verify_log(storage: Storage, result: Verification) -> CommitLog | None:
         return None
     result.problems += _checkpoint_problems(storage, empty, log)
     return log
+
+
+def _store_at(log: CommitLog, version: int | None) -> LogStore:
+    """Return the store that the log stands for, now or after a commit."""
+    if version is None:
+        return LogStore(log)
+    return LogStore.open(log.storage, version=version)
 
 
 def _checkpoint_problems(
