@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,11 @@ from s3 import S3
 
 import zarrbuf
 from zarrbuf import TrajectoryReplayBuffer, cli, repair, verify
-from zarrbuf.errors import FormatError, NotFoundError, StorageError
+from zarrbuf.errors import FormatError, NotFoundError
 from zarrbuf.format import commit_path
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.locations import open_storage
+from zarrbuf.log_store import LogStore
 
 FOLDER = Path(__file__).parent / "data" / "rlinf_pt" / "rank_0"
 
@@ -111,21 +114,48 @@ def test_a_damaged_commit_costs_what_it_alone_said(source: Path, how: str) -> No
     assert contents(source)[-1] == (5, 9)
 
 
-def test_checkpoints_of_commits_that_go_go_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("are_whole", [True, False])
+def test_a_later_checkpoint_tells_what_a_damaged_commit_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, are_whole: bool
 ) -> None:
-    """Whoever opened one would go on where commits are no more."""
+    """It goes all the same: whoever opened it would go on where commits are no more."""
     monkeypatch.setattr("zarrbuf.commits.CHECKPOINT_INTERVAL", 2)
     for number in range(6):
         make(tmp_path / "a", number, 1)
-    assert len(list(tmp_path.glob("a/checkpoint/*"))) == 3
+    late = sorted(tmp_path.glob("a/checkpoint/*"))[1:]
+    assert len(late) == 2
+    if not are_whole:
+        for path in late:
+            flip(path)
     flip(tmp_path / "a" / commit_path(3))
-    repair(tmp_path / "a", apply=True)
-    assert contents(tmp_path / "a") == [(0, 0), (2, 2), (3, 3), (4, 4), (5, 5)]
+    planned = repair(tmp_path / "a")
+    done = repair(tmp_path / "a", apply=True)
+    assert (done.steps, done.problems) == (planned.steps, planned.problems)
+    assert any("checkpoint still tells" in one for one in done.steps) == are_whole
+    rest = [(2, 2), (3, 3), (4, 4), (5, 5)]
+    expected = [(0, 0), (1, 1), *rest] if are_whole else [(0, 0), *rest]
+    assert contents(tmp_path / "a") == expected
+    assert done.num_trajectories == len(expected)
     assert verify(tmp_path / "a").is_sound
-    kept = sorted(path.name[:20] for path in tmp_path.glob("a/checkpoint/*"))
-    assert kept[0] == f"{2:020d}"
-    assert len(list(tmp_path.glob("a/damaged/*/checkpoint/*"))) == 2
+    assert repair(tmp_path / "a").steps == []
+    kept = list(tmp_path.glob("a/damaged/*/checkpoint/*"))
+    assert {path.name for path in late} == {path.name for path in kept}
+
+
+def test_a_damaged_checkpoint_is_put_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zarrbuf.commits.CHECKPOINT_INTERVAL", 2)
+    for number in range(3):
+        make(tmp_path / "a", number, 1)
+    first, second = sorted(tmp_path.glob("a/checkpoint/*"))
+    flip(first)
+    assert not verify(tmp_path / "a").is_sound
+    done = check_dry_then_apply(tmp_path / "a")
+    assert done.steps == ["1 damaged checkpoints are put aside"]
+    assert sorted(tmp_path.glob("a/checkpoint/*")) == [second]
+    assert verify(tmp_path / "a").is_sound
+    assert contents(tmp_path / "a") == [(0, 0), (1, 1), (2, 2)]
 
 
 def test_a_damaged_last_commit_costs_itself(source: Path) -> None:
@@ -142,32 +172,146 @@ def test_what_later_commits_removed_stays_removed(source: Path) -> None:
     assert contents(source) == [(0, 0), (4, 4)]
 
 
-def test_a_repair_that_is_stopped_goes_on(
+def test_what_whole_commits_say_stands(source: Path) -> None:
+    """Those after the damaged one: removals of what came before it, too."""
+    zarrbuf.remove(source, "0")
+    state = TrajectoryReplayBuffer(auto_save_path=str(source), seed=7)
+    state.load_checkpoint(str(source))
+    state.save_checkpoint(str(source))
+    state.close()
+    flip(source / commit_path(3))
+    done = check_dry_then_apply(source)
+    assert "1 trajectories that they removed leave the list" in done.steps
+    assert contents(source) == [(3, 3), (4, 4)]
+    assert loaded(str(source)).sample(5)["rewards"].shape[0] == 5
+    assert LogStore.open(open_storage(source)).state is not None
+    assert verify(source).is_sound
+
+
+def test_segments_and_recompressed_archives_are_not_lost(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("zarrbuf.log_store.MAX_ADDS", 2)
+    zarrbuf.recompress(source, codec="zstd")
+    make(source, 7, 1)
+    uuids = {row.uuid for row in rows_of(source)}
     flip(source / commit_path(3))
-    delete = LocalStorage.delete
-    count = iter(range(100))
+    check_dry_then_apply(source)
+    # The list that the recompression wrote names every trajectory, once.
+    assert contents(source) == [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4), (5, 7)]
+    assert {row.uuid for row in rows_of(source)} == uuids
+    assert verify(source, deep=True).is_sound
 
-    def fail(self: LocalStorage, name: str) -> None:
-        if next(count) == 1:
-            raise StorageError(f"cannot delete {name}: Input/output error")
-        delete(self, name)
 
-    monkeypatch.setattr(LocalStorage, "delete", fail)
-    with pytest.raises(StorageError):
-        repair(source, apply=True)
-    monkeypatch.undo()
-    repair(source, apply=True)
+def rows_of(path: Path) -> list[Any]:
+    rows = zarrbuf.list_buffer(path).rows
+    return [rows.row(number) for number in range(len(rows))]
+
+
+def test_what_is_kept_for_others_stays_kept(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merged = source.parent / "m"
+    zarrbuf.merge([source], merged)
+    zarrbuf.remove(source, "0,4")
+    flip(source / commit_path(3))
+    done = check_dry_then_apply(source)
+    assert any("stays kept" in one and str(merged) in one for one in done.steps)
+    assert contents(source) == [(3, 3)]
+    zarrbuf.remove(source, "3")
+    in_days = time.time() + 1e6
+    monkeypatch.setattr("time.time", lambda: in_days)
+    gone = zarrbuf.vacuum(source, delete=True).names
+    # Only what the damaged commit added is kept by nothing any more.
+    assert len(gone) == 2
+    problems = verify(merged).problems
+    assert len(problems) == 2
+    assert all("trajectory_1_" in one or "trajectory_2_" in one for one in problems)
+
+
+def test_what_cannot_be_reached_for_now_stays_listed(tmp_path: Path) -> None:
+    make(tmp_path / "far" / "a", 0, 2)
+    merged = tmp_path / "m"
+    zarrbuf.merge([tmp_path / "far" / "a"], merged, allow_bases=[tmp_path / "far"])
+    done = repair(merged, apply=True)
+    assert len(done.problems) == 2
+    assert "--allow-base" in done.problems[0]
+    assert (done.steps, done.num_trajectories) == ([], 2)
+    (tmp_path / "far").rename(tmp_path / "away")
+    done = repair(merged, apply=True, allow_bases=[tmp_path / "far"])
+    assert (done.steps, done.num_trajectories) == ([], 2)
+    (tmp_path / "away").rename(tmp_path / "far")
+    allowed = verify(merged, allow_bases=[tmp_path / "far"])
+    assert (allowed.is_sound, allowed.unreachable_ids) == (True, [])
+    (row,) = (one for one in rows_of(tmp_path / "far" / "a")[:1])
+    (tmp_path / "far" / "a" / row.path).unlink()
+    done = repair(merged, apply=True, allow_bases=[tmp_path / "far"])
+    assert done.steps == ["trajectories 0 leave the list"]
+
+
+def test_files_of_others_are_nobodys_business(source: Path) -> None:
+    for name in (".DS_Store", "zz/x.txt", "ab/notes.txt"):
+        path = source / "trajectories" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
     assert verify(source).is_sound
-    # The commit that was put aside first may be no more in the way the second time.
-    found = [number for _, number in contents(source)]
-    assert found[:1] == [0]
-    assert set(found) <= {0, 3, 4}
-    kept = files_below(source / "damaged")
-    assert {Path(name).name for name in kept} == {
-        Path(commit_path(number)).name for number in (3, 4, 5)
-    }
+    done = repair(source, apply=True)
+    assert (done.problems, done.steps, done.orphans) == ([], [], [])
+
+
+class StoppedError(BaseException):
+    """The process is gone."""
+
+
+def test_a_repair_that_is_stopped_anywhere_goes_on(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a pin, a removal, a late checkpoint: after every change it makes."""
+    zarrbuf.merge([source], source.parent / "m")
+    zarrbuf.remove(source, "0,4")
+    flip(source / commit_path(3))
+    changes = [getattr(LocalStorage, name) for name in ("create", "put", "delete")]
+    outcomes = set()
+    for stop in itertools.count():
+        path = copied(source, f"s{stop}")
+        left = [stop]
+
+        def counted(change: Any, left: list[int] = left) -> Any:
+            def call(self: LocalStorage, *arguments: Any) -> Any:
+                if left[0] == 0:
+                    raise StoppedError
+                left[0] -= 1
+                return change(self, *arguments)
+
+            return call
+
+        for change in changes:
+            monkeypatch.setattr(LocalStorage, change.__name__, counted(change))
+        try:
+            repair(path, apply=True)
+        except StoppedError:
+            is_stopped = True
+        else:
+            is_stopped = False
+        monkeypatch.undo()
+        if is_stopped:
+            begun = [one for one in verify(path).problems if "was stopped" in one]
+            planned = repair(path)
+            assert bool(begun) == any("goes on" in one for one in planned.steps)
+            repair(path, apply=True)
+        assert verify(path).is_sound, stop
+        assert repair(path).steps == []
+        pins = LogStore.open(open_storage(path)).log.snapshot.pins
+        outcomes.add((tuple(contents(path)), len(pins)))
+        if not is_stopped:
+            break
+    assert stop > 10
+    assert outcomes == {(((3, 3),), 2)}
+
+
+def copied(source: Path, name: str) -> Path:
+    shutil.copytree(source, source.parent / name)
+    return source.parent / name
 
 
 def test_buffers_on_object_stores_are_repaired(s3: S3) -> None:

@@ -221,6 +221,14 @@ def read_checkpoint(
     return empty
 
 
+def newer_checkpoint(
+    storage: Storage, empty: Snapshot, version: int
+) -> Snapshot | None:
+    """Return the newest checkpoint after a version that is whole; None without any."""
+    found = read_checkpoint(storage, empty, version=None, at_ms=None)
+    return found if found.version > version else None
+
+
 def _checkpoint_names(storage: Storage) -> Sequence[tuple[int, str]]:
     """Return versions and names of all checkpoints, newest first."""
     names = storage.list_names(CHECKPOINT_DIR)
@@ -284,17 +292,12 @@ def _read_table(storage: Storage, refs: Sequence[SegmentRef]) -> tuple[RowTable,
     return table.removed(np.concatenate(removed)), highest
 
 
-def check_checkpoints(storage: Storage, empty: Snapshot) -> int:
-    """Read every checkpoint with its segments.
-
-    Returns:
-        How many there are.
-
-    Raises:
-        FormatError: naming the first that is damaged.
-        NotFoundError: naming the first whose segment is missing.
-    """
-    names = _checkpoint_names(storage)
-    for version, name in names:
-        load_checkpoint_file(storage, empty, name, version=version)
-    return len(names)
+def damaged_checkpoints(storage: Storage, empty: Snapshot) -> list[tuple[str, str]]:
+    """Read all checkpoints with their segments; names of those damaged, and why."""
+    found = []
+    for version, name in _checkpoint_names(storage):
+        try:
+            load_checkpoint_file(storage, empty, name, version=version)
+        except (FormatError, NotFoundError) as exc:
+            found.append((name, str(exc)))
+    return found

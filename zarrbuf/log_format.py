@@ -174,6 +174,13 @@ def parse_commit(data: bytes, *, version: int, prev: str, where: str) -> Commit:
     )
 
 
+def parse_lone_commit(data: bytes, *, version: int, where: str) -> Commit:
+    """Read a commit whose place in the chain cannot be told; raises what others do."""
+    header = unseal(data, where=where)[0]
+    prev = header.get("prev")
+    return parse_commit(data, version=version, prev=str(prev), where=where)
+
+
 def _check_types(
     value: Mapping[str, Any], fields: Mapping[str, type], *, where: str
 ) -> None:

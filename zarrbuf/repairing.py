@@ -6,39 +6,38 @@ be read. Files that are in the way are put aside, never deleted.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
+import numpy as np
+
+from zarrbuf.checkpoints import damaged_checkpoints
 from zarrbuf.commits import CommitLog
-from zarrbuf.errors import FormatError, NotFoundError, StorageError, ZarrbufError
+from zarrbuf.errors import NotFoundError
 from zarrbuf.folder_rescue import needs_writing, rescue_folder, write_rescued
-from zarrbuf.format import (
-    CHECKPOINT_DIR,
-    CHECKPOINT_NAME,
-    COMMIT_NAME,
-    MANIFEST_DIR,
-    ROOT_NAME,
-    Schema,
-    commit_path,
-    new_uuid,
-)
+from zarrbuf.format import ROOT_NAME, Schema, commit_path
 from zarrbuf.jobs import Progress
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.locations import Location, StorageOptions, open_storage
-from zarrbuf.log_format import Action, unseal
-from zarrbuf.log_store import LogStore, listing_actions
-from zarrbuf.manifest import Snapshot, parse_schemas
+from zarrbuf.log_remains import Remains, read_remains
+from zarrbuf.log_rescue import (
+    ASIDE_DIR,
+    Plan,
+    carry_out,
+    go_on,
+    late_checkpoints,
+    make_plan,
+    open_plans,
+)
+from zarrbuf.log_store import LogStore
+from zarrbuf.manifest import Snapshot
 from zarrbuf.rlinf_index import is_rlinf_folder, list_files
-from zarrbuf.rows import Row, Rows, parse_add
-from zarrbuf.storage import Outcome, Storage
-from zarrbuf.stores import known_name
+from zarrbuf.rows import Rows
+from zarrbuf.storage import Storage
 from zarrbuf.verification import Verification, list_archives, verify_rows
-
-ASIDE_DIR: Final = "damaged"
-"""Where commits are put that are in the way."""
-_WINDOW: Final = 64
 
 
 @dataclass
@@ -79,9 +78,11 @@ def repair(
     """Say what it takes to make a buffer or folder usable again, and do it if told to.
 
     Of a buffer: commits from the first one on that is damaged or missing are put aside,
-    and what whole ones among them added is listed again; trajectories that cannot be
-    read leave the list by a commit that says so. Of a folder of RLinf's: an index of
-    all files that can be read. Nobody else may write meanwhile.
+    and one commit says again what those among them said that are whole: trajectories
+    added and removed, pins, the state of a run. Trajectories whose archives are damaged
+    or gone leave the list by a commit that says so; those that merely cannot be reached
+    stay. Of a folder of RLinf's: an index of all files that can be read. Nobody else
+    may write meanwhile.
 
     Args:
         path: a zarrbuf buffer, path or URL, or a folder of RLinf's.
@@ -100,23 +101,22 @@ def repair(
         if is_rlinf_folder(storage.root) or list_files(storage.root):
             return _repair_folder(storage, apply, progress)
         raise NotFoundError(f"{storage.url} holds no replay buffer")
-    log = CommitLog(storage, storage.read(ROOT_NAME))
+    root = storage.read(ROOT_NAME)
     result = Repair(storage.url, "zarr", apply)
-    versions = _versions(storage)
-    fault = _read_whole_commits(log, versions)
-    lost: list[Row] = []
-    aside = [number for number in versions if number > log.snapshot.version]
-    if fault is not None:
-        result.problems.append(fault)
-        lost = list(_added_after(storage, log, aside))
-        result.steps.append(
-            f"commits {aside[0]} to {aside[-1]} are put aside below "
-            f"{storage.describe(ASIDE_DIR)}; the last whole one is "
-            f"{log.snapshot.version}"
-        )
+    for name in open_plans(storage):
+        result.problems.append(f"{storage.describe(name)}: a repair was stopped")
+        result.steps.append("the repair that was stopped goes on")
         if apply:
-            _put_aside(storage, aside)
-    _repair_list(log, lost, result, progress)
+            log = CommitLog(storage, root)
+            read_remains(log)  # up to where the plan begins
+            go_on(log, name)
+    log = CommitLog(storage, root)
+    empty = log.snapshot
+    remains = read_remains(log)
+    if result.steps and not apply:  # what comes then, it has to end first to tell
+        result.num_trajectories = len(remains.listed)
+        return result
+    _repair_log(log, empty, remains, result, progress)
     return result
 
 
@@ -138,131 +138,95 @@ def _repair_folder(
     return result
 
 
-def _versions(storage: Storage) -> list[int]:
-    """Return the numbers of all commits there are, ascending, holes or not."""
-    matches = [COMMIT_NAME.fullmatch(name) for name in storage.list_names(MANIFEST_DIR)]
-    return sorted(int(match[1]) for match in matches if match)
-
-
-def _read_whole_commits(log: CommitLog, versions: Sequence[int]) -> str | None:
-    """Take in commits up to the first that is damaged; what is wrong with that one."""
-    last = versions[-1] if versions else 0
-    while log.snapshot.version < last:
-        until = min(last, log.snapshot.version + _WINDOW)
-        try:
-            log.refresh(until=until, window=_WINDOW)
-        except (FormatError, NotFoundError):
-            break
-    while log.snapshot.version < last:
-        before = log.snapshot.version
-        try:
-            log.refresh(until=before + 1)
-        except (FormatError, NotFoundError) as exc:
-            return str(exc)
-        if log.snapshot.version == before:
-            return f"{log.storage.describe(commit_path(before + 1))} is missing"
-    return None
-
-
-def _added_after(
-    storage: Storage, log: CommitLog, aside: Sequence[int]
-) -> Iterator[Row]:
-    """Yield the rows that whole commits among some added and did not remove again."""
-    rows: dict[int, Row] = {}
-    known = set(log.snapshot.schemas)
-    for number in aside:
-        name = commit_path(number)
-        where = storage.describe(name)
-        try:
-            _, *actions = unseal(storage.read(name), where=where)
-            for action in actions:
-                if action.get("action") == "meta":
-                    known |= set(parse_schemas(action["schemas"], where=where))
-                elif action.get("action") == "add":
-                    row = parse_add(action, where=where)
-                    rows[row.trajectory_id] = row
-                elif action.get("action") == "remove":
-                    for gone in action["ids"]:
-                        rows.pop(gone, None)
-        except (FormatError, NotFoundError, KeyError, TypeError):
-            continue  # the damaged one
-    listed = set(log.snapshot.table.listed.uuids())
-    yield from (row for row in rows.values() if row.uuid not in listed)
-
-
-def _put_aside(storage: Storage, numbers: Sequence[int]) -> None:
-    """Copy commits elsewhere, then take them away, the last one first.
-
-    So there is never a hole, and whoever is stopped goes on. Checkpoints of them go
-    first: whoever opened one would go on where commits are no more.
-    """
-    found = [
-        (CHECKPOINT_NAME.fullmatch(name), f"{CHECKPOINT_DIR}/{name}")
-        for name in storage.list_names(CHECKPOINT_DIR)
-    ]
-    late = [name for match, name in found if match and int(match[1]) >= numbers[0]]
-    names = [*map(commit_path, numbers), *late]
-    place = f"{ASIDE_DIR}/{new_uuid()[:8]}"
-    for name in names:
-        data = storage.read(name)
-        if storage.create(f"{place}/{name}", data) is not Outcome.CREATED:
-            raise StorageError(f"{storage.describe(name)} could not be put aside")
-    for name in reversed(names):
-        storage.delete(name)
-
-
-def _repair_list(
-    log: CommitLog, lost: Sequence[Row], result: Repair, progress: Progress | None
+def _repair_log(
+    log: CommitLog,
+    empty: Snapshot,
+    remains: Remains,
+    result: Repair,
+    progress: Progress | None,
 ) -> None:
-    """List again what was lost, take off what cannot be read, name the orphans."""
-    store = LogStore(log)
-    checked = Verification(result.path, "zarr")
-    verify_rows(store, checked, progress=progress)
-    result.problems += checked.problems
-    again: list[Row] = []
-    schemas: dict[str, Schema] = {}
-    for row in lost:
-        try:
-            if row.base > len(log.snapshot.bases):
-                raise FormatError(f"{known_name(row)}: what its base was is lost")
-            archive = store.open_archive(row)
-            archive.check()
-        except ZarrbufError as exc:
-            result.problems.append(str(exc))
-        else:
-            again.append(row)
-            schemas[row.schema] = archive.header.schema
-    gone = checked.damaged_ids
-    if again:
-        result.steps.append(f"{len(again)} trajectories of these are listed again")
-    if gone:
-        shown = ", ".join(map(str, gone[:20])) + (" ..." if len(gone) > 20 else "")
-        result.steps.append(f"trajectories {shown} leave the list")
-
-    def build(now: Snapshot) -> list[Action]:
-        known = {**now.schemas, **schemas}
-        actions: list[Action] = []
-        if len(known) > len(now.schemas):
-            actions.append(now.meta_action(schemas=known))
-        next_id, rows = now.next_trajectory_id, []
-        for row in again:
-            number = max(next_id, row.trajectory_id)
-            rows.append(dataclasses.replace(row, trajectory_id=number))
-            next_id = number + 1
-        actions += listing_actions(Rows.of(rows), log.storage)
-        if gone:
-            reason = "repair: cannot be read"
-            actions.append({"action": "remove", "ids": gone, "reason": reason})
-        return actions
-
-    if result.is_applied and (again or gone):
-        log.commit(build, op="repair")
-    listed = set(store.listed.uuids()) | {row.uuid for row in again}
-    result.num_trajectories = len(store.listed)
-    if not result.is_applied:
-        result.num_trajectories += len(again) - len(gone)
+    """Look at all that should be listed, and make the log say what remains of it."""
+    storage = log.storage
+    if remains.fault is not None:
+        result.problems.append(remains.fault)
+    damaged = damaged_checkpoints(storage, empty)
+    result.problems += (why for _, why in damaged)
+    checked, schemas = _look_at(log, remains, result, progress)
+    lost = np.isin(remains.listed.trajectory_ids, checked.damaged_ids)
+    plan = make_plan(
+        remains, lost=remains.listed.take(np.flatnonzero(lost)), schemas=schemas
+    )
+    if plan.num_left_out:
+        result.problems.append(
+            f"{plan.num_left_out} trajectories cannot be listed: the commit that told "
+            "their fields or where they lie is damaged"
+        )
+    names = {name for name, _ in damaged}
+    if remains.fault is not None:
+        names |= set(late_checkpoints(storage, remains.start.version + 1))
+    plan.names = [*map(commit_path, remains.late), *sorted(names)]
+    result.steps += _steps(remains, plan, checked, storage, len(damaged))
+    if result.is_applied and result.steps:
+        carry_out(log, plan)
+    num_added = len(plan.rows) - len(plan.ghosts)
+    result.num_trajectories = len(remains.start.rows) - len(plan.removed) + num_added
+    listed = _uuids(remains.start.rows) - plan.removed | _uuids(plan.rows) - plan.ghosts
     result.orphans = [
         name
-        for name in list_archives(log.storage)
+        for name in list_archives(storage)
         if name.rpartition("/")[2].partition(".")[0] not in listed
     ]
+
+
+def _uuids(rows: Rows) -> set[str]:
+    return {uuid.hex() for uuid in rows.fixed["uuid"].tolist()}
+
+
+def _look_at(
+    log: CommitLog, remains: Remains, result: Repair, progress: Progress | None
+) -> tuple[Verification, dict[str, Schema]]:
+    """Read the archives of all that should be listed."""
+    view = copy.copy(log)
+    view.snapshot = dataclasses.replace(remains.start, bases=remains.bases)
+    checked = Verification(result.path, "zarr")
+    schemas = verify_rows(LogStore(view), remains.listed, checked, progress=progress)
+    result.problems += checked.problems
+    return checked, schemas
+
+
+def _steps(
+    remains: Remains,
+    plan: Plan,
+    checked: Verification,
+    storage: Storage,
+    num_damaged: int,
+) -> list[str]:
+    """Say what a plan does, in the order in which it happens."""
+    steps = []
+    if remains.late:
+        steps.append(
+            f"commits {remains.late[0]} to {remains.late[-1]} are put aside below "
+            f"{storage.describe(ASIDE_DIR)}; the last whole one is {plan.start}"
+        )
+    if remains.checkpoint:
+        steps.append(
+            f"what commits up to {remains.checkpoint} said, a checkpoint still tells"
+        )
+    if num_damaged:
+        steps.append(f"{num_damaged} damaged checkpoints are put aside")
+    num_added = len(plan.rows) - len(plan.ghosts)
+    if num_added:
+        steps.append(f"{num_added} trajectories of these are listed again")
+    num_removed = len(plan.removed) - len(
+        np.intersect1d(remains.start.rows.trajectory_ids, checked.damaged_ids)
+    )
+    if num_removed:
+        steps.append(f"{num_removed} trajectories that they removed leave the list")
+    if plan.pins:
+        by = sorted({str(one["by"]) for one in plan.pins.values()})
+        steps.append(f"what they kept for others stays kept: {', '.join(by)}")
+    gone = checked.damaged_ids
+    if gone:
+        shown = ", ".join(map(str, gone[:20])) + (" ..." if len(gone) > 20 else "")
+        steps.append(f"trajectories {shown} leave the list")
+    return steps

@@ -7,24 +7,38 @@ row. Goes on after a fault, so that one run names all of them.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from zarrbuf.checkpoints import check_checkpoints
+from zarrbuf.checkpoints import damaged_checkpoints
 from zarrbuf.chunks import crc32c
 from zarrbuf.commits import CommitLog, list_versions
 from zarrbuf.encoding import describe_trajectory
-from zarrbuf.errors import FormatError, InvalidInputError, ZarrbufError
-from zarrbuf.format import ROOT_NAME, TRAJECTORY_DIR, trajectory_path
+from zarrbuf.errors import (
+    FormatError,
+    InvalidInputError,
+    StorageError,
+    UnsupportedVersionError,
+    UntrustedBaseError,
+    ZarrbufError,
+)
+from zarrbuf.format import (
+    ROOT_NAME,
+    TRAJECTORY_DIR,
+    TRAJECTORY_PATH,
+    Schema,
+    trajectory_path,
+)
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.locations import Location, StorageOptions, open_storage
+from zarrbuf.log_rescue import open_plans
 from zarrbuf.log_store import LogStore
-from zarrbuf.manifest import Snapshot
 from zarrbuf.opening import open_store
 from zarrbuf.rlinf import RlinfStore
 from zarrbuf.rlinf_index import check_no_version, is_rlinf_folder
-from zarrbuf.rows import UNKNOWN_SCHEMA, Row
+from zarrbuf.rows import UNKNOWN_SCHEMA, Row, Rows
 from zarrbuf.storage import Storage
 from zarrbuf.stores import TrajectoryStore, known_name
 from zarrbuf.trajectory import decode_trajectory
@@ -41,7 +55,9 @@ class Verification:
         path: what was read.
         kind: "zarr", "pt" or "pkl".
         problems: what is wrong, one sentence each.
-        damaged_ids: trajectories that cannot be read whole.
+        damaged_ids: trajectories whose archives are damaged or gone.
+        unreachable_ids: trajectories that could not be looked at: where they lie is
+            not there, not allowed, or failed.
         num_commits: commits read.
         num_trajectories: trajectories read.
         num_chunks: chunks whose checksum was computed.
@@ -54,6 +70,7 @@ class Verification:
     kind: str
     problems: list[str] = field(default_factory=list)
     damaged_ids: list[int] = field(default_factory=list)
+    unreachable_ids: list[int] = field(default_factory=list)
     num_commits: int = 0
     num_trajectories: int = 0
     num_chunks: int = 0
@@ -105,11 +122,11 @@ def verify(
     storage_root = storage.list_names("")
     if ROOT_NAME not in storage_root:
         open_store(storage)  # says what is not there
-    result = Verification(os.fspath(path), "zarr")
+    result = Verification(os.fspath(path), "zarr", stopped_repairs(storage))
     log = _verify_log(storage, result)
     if log is not None:
         store = _store_at(log, version)
-        verify_rows(store, result, deep=deep, progress=progress)
+        verify_rows(store, store.rows, result, deep=deep, progress=progress)
         present = set(list_archives(storage))
         listed = map(trajectory_path, store.listed.uuids())
         result.num_unreferenced = len(present.difference(listed))
@@ -124,7 +141,7 @@ def _verify_folder(
     except ZarrbufError as exc:
         return Verification(path, "pt", problems=[str(exc)])
     result = Verification(path, store.suffix)
-    verify_rows(store, result, deep=deep, progress=progress)
+    verify_rows(store, store.rows, result, deep=deep, progress=progress)
     return result
 
 
@@ -142,7 +159,7 @@ def _verify_log(storage: Storage, result: Verification) -> CommitLog | None:
     except ZarrbufError as exc:
         result.problems.append(str(exc))
         return None
-    result.problems += _checkpoint_problems(storage, empty, log)
+    result.problems += (why for _, why in damaged_checkpoints(storage, empty))
     return log
 
 
@@ -153,32 +170,44 @@ def _store_at(log: CommitLog, version: int | None) -> LogStore:
     return LogStore.open(log.storage, version=version)
 
 
-def _checkpoint_problems(
-    storage: Storage, empty: Snapshot, log: CommitLog
-) -> Iterator[str]:
-    try:
-        check_checkpoints(storage, empty)
-    except ZarrbufError as exc:
-        yield str(exc)
+def stopped_repairs(storage: Storage) -> list[str]:
+    """Say which repairs were stopped half-way; see `log_rescue`."""
+    return [
+        f"{storage.describe(name)}: a repair was stopped; `zarrbuf repair --apply` "
+        "goes on with it"
+        for name in open_plans(storage)
+    ]
 
 
 def list_archives(storage: Storage) -> Iterator[str]:
-    """Yield the names of all archives below a root, listed or not."""
+    """Yield the names of all archives below a root, listed or not.
+
+    Files of other names are nobody's business.
+    """
     for directory in storage.list_names(TRAJECTORY_DIR):
+        if not re.fullmatch("[0-9a-f]{2}", directory):
+            continue
         for name in storage.list_names(f"{TRAJECTORY_DIR}/{directory}"):
-            yield f"{TRAJECTORY_DIR}/{directory}/{name}"
+            path = f"{TRAJECTORY_DIR}/{directory}/{name}"
+            if TRAJECTORY_PATH.fullmatch(path):
+                yield path
 
 
 def verify_rows(
     store: TrajectoryStore,
+    rows: Rows,
     result: Verification,
     *,
     deep: bool = False,
     progress: Progress | None = None,
-) -> None:
-    """Read every trajectory that a store lists, and add to a result what is wrong."""
-    rows = store.rows
+) -> dict[str, Schema]:
+    """Read every trajectory of some rows, and add to a result what is wrong.
+
+    Returns:
+        Schema id -> fields, of the archives that could be read.
+    """
     total = len(rows)
+    schemas: dict[str, Schema] = {}
     for number in range(total):
         row = rows.row(number)
         try:
@@ -188,14 +217,30 @@ def verify_rows(
             if deep:
                 _check_content(row, archive)
             result.num_bytes += row.size
+            schemas.setdefault(row.schema, archive.header.schema)
         except ZarrbufError as exc:
             message = str(exc)
             name = known_name(row, store.suffix)
             result.problems.append(message if name in message else f"{name}: {message}")
-            result.damaged_ids.append(row.trajectory_id)
+            is_damaged = _is_damage(exc, row, store)
+            ids = result.damaged_ids if is_damaged else result.unreachable_ids
+            ids.append(row.trajectory_id)
         result.num_trajectories += 1
         if progress is not None:
             progress(number + 1, total)
+    return schemas
+
+
+def _is_damage(exc: ZarrbufError, row: Row, store: TrajectoryStore) -> bool:
+    """Whether an archive is damaged or gone, not merely out of reach for now."""
+    if isinstance(exc, UntrustedBaseError | UnsupportedVersionError | StorageError):
+        return False
+    if isinstance(store, LogStore):
+        try:
+            store.home(row)
+        except ZarrbufError:
+            return False
+    return True
 
 
 def _check_crc(row: Row, archive: TrajectoryArchive) -> None:
