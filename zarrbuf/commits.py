@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
+from zarrbuf.arguments import check_whole_number
 from zarrbuf.checkpoints import read_checkpoint, read_segment, write_checkpoint
 from zarrbuf.errors import (
     CommitUnknownError,
@@ -297,10 +298,13 @@ def open_log(
         at_ms: take in commits made up to this time, ms since 1970.
 
     Raises:
+        InvalidInputError: if the version is no whole number.
         NotFoundError: if no buffer is there, or it has no such version.
         FormatError: if a commit is missing, damaged or out of the chain.
         UnsupportedVersionError: if the buffer is of a newer spec.
     """
+    if version is not None:
+        check_whole_number("version", version)
     try:
         root = storage.read(ROOT_NAME)
     except NotFoundError as exc:

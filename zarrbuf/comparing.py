@@ -46,10 +46,14 @@ def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 def _is_same(a: Any, b: Any) -> bool:
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return a.dtype == b.dtype and a.shape == b.shape and _bits(a) == _bits(b)
+    if isinstance(a, list | tuple) and type(a) is type(b):
+        return len(a) == len(b) and all(map(_is_same, a, b))
     return type(a) is type(b) and bool(a == b)
 
 
-def _bits(tensor: torch.Tensor) -> memoryview:
-    dense = tensor.detach().cpu().contiguous().reshape(-1)
-    bits: memoryview = dense.view(torch.uint8).numpy().data
-    return bits
+def _bits(tensor: torch.Tensor) -> bytes:
+    if not tensor.numel():
+        return b""
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg()
+    dense = plain.contiguous().reshape(-1)
+    return dense.view(torch.uint8).numpy().tobytes()

@@ -17,7 +17,7 @@ from typing import Any, Final
 from zarrbuf.arguments import check_whole_number
 from zarrbuf.chunks import crc32c
 from zarrbuf.comparing import compare_trajectories
-from zarrbuf.destinations import Created, check_empty
+from zarrbuf.destinations import Created, check_empty, check_outside
 from zarrbuf.encoding import EncodedTrajectory, describe_trajectory, encode_trajectory
 from zarrbuf.errors import InvalidInputError, StorageError
 from zarrbuf.format import Schema, trajectory_name, trajectory_path
@@ -38,6 +38,7 @@ from zarrbuf.rlinf_index import (
     encode_index,
 )
 from zarrbuf.rows import Row, Rows
+from zarrbuf.sources import location_of
 from zarrbuf.storage import Storage
 from zarrbuf.stores import NewTrajectory, TrajectoryStore, known_name
 from zarrbuf.trajectory import Trajectory, decode_trajectory
@@ -80,7 +81,7 @@ class Conversion:
 
 
 def convert(
-    source: Location,
+    source: Any,
     destination: Location,
     *,
     to: str = "zarr",
@@ -92,12 +93,14 @@ def convert(
     allow_bases: Sequence[Location] = (),
     progress: Progress | None = None,
 ) -> Conversion:
-    """Convert a whole buffer: ids, weights ids, seed and order are kept.
+    """Convert a whole buffer: ids, seed and order are kept, what a file says too.
+
+    Ids go on after the highest that is listed; the weights id is the one in the file.
 
     A call that was stopped (killed, interrupted) goes on when it is made again.
 
     Args:
-        source: a zarrbuf buffer or a folder of RLinf's, path or URL.
+        source: a zarrbuf buffer or a folder of RLinf's: path, URL or open buffer.
         destination: where nothing is yet; a local path for "pt" and "pkl".
         to: "zarr", "pt" or "pkl".
         codec: "lz4", "zstd" or "none", for "zarr".
@@ -123,7 +126,8 @@ def convert(
     if num_threads is None:
         num_threads = default_num_threads()
     check_whole_number("num_threads", num_threads, minimum=1)
-    source_storage = open_storage(source, storage_options, allow_bases=allow_bases)
+    location = location_of(source)
+    source_storage = open_storage(location, storage_options, allow_bases=allow_bases)
     store = open_store(source_storage, version=version)
     storage = open_storage(destination, storage_options)
     if to != "zarr" and not isinstance(storage, LocalStorage):
@@ -131,10 +135,14 @@ def convert(
             f"destination {storage.url!r} is not allowed for {to} files; they need a "
             "local path"
         )
-    uuid = check_empty(storage, suffix="" if to == "zarr" else to)
+    check_outside(storage, source_storage)
+    rows = store.rows
+    files: set[str] = set()
+    if to != "zarr":
+        files = {_file_name(rows.row(number), to) for number in range(len(rows))}
+    uuid = check_empty(storage, files=files)
     created = Created(storage)
     one = Converter(store, created, to=to, codec=known_codec, verify=verify)
-    rows = store.rows
     try:
         done = run_jobs(
             lambda number: one.convert(rows.row(number)),
@@ -153,7 +161,7 @@ def convert(
     for converted in done:
         fields.update(converted.fields)
     return Conversion(
-        source=os.fspath(source),
+        source=os.fspath(location),
         destination=os.fspath(destination),
         source_format=store.suffix,
         destination_format=to,
@@ -220,7 +228,9 @@ class Converter:
         path = trajectory_path(uuid)
         encoded = read_encoded(self._created.storage, path)
         trajectory = None
-        if encoded is None:
+        if encoded is not None:
+            self._created.reuse(path)
+        else:
             trajectory = self._store.read_trajectory(row)
             encoded = encode_trajectory(trajectory, uuid=uuid, codec=self._codec)
             self._created.create(path, encoded.data)
@@ -236,7 +246,7 @@ class Converter:
         return Converted(item.row, schema, len(encoded.data), fields)
 
     def _to_file(self, row: Row, file_format: FileFormat) -> Converted:
-        name = trajectory_name(row.trajectory_id, row.model_weights_id, file_format)
+        name = _file_name(row, file_format)
         trajectory = self._store.read_trajectory(row)
         data = encode_trajectory_file(trajectory, file_format)
         self._created.create(name, data)
@@ -263,6 +273,10 @@ class Converter:
                 f"was read: {', '.join(wrong)}"
             )
         return tuple(found)
+
+
+def _file_name(row: Row, file_format: str) -> str:
+    return trajectory_name(row.trajectory_id, row.model_weights_id, file_format)
 
 
 def derived_uuid(row: Row, codec: CodecName) -> str:
@@ -321,6 +335,7 @@ def _write_index(
     rows = store.rows
     index.rows = [rows.row(number) for number in range(len(rows))]
     metadata, entries = encode_index(index)
+    created.check_reused()
     created.create(INDEX_NAME, entries)
     created.create(METADATA_NAME, metadata)
     created.storage.delete_empty_directories(keep_root=True)

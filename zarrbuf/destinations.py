@@ -6,8 +6,7 @@ Owns what may lie there from a program that was killed. Knows no format.
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -42,6 +41,7 @@ class Created:
         self._had_root = local and os.path.isdir(storage.url)
         self.num_bytes = 0
         self._names: list[str] = []
+        self._reused: list[str] = []
 
     def create(self, name: str, data: bytes) -> None:
         """Create an object that nobody else creates. Safe between threads.
@@ -55,13 +55,41 @@ class Created:
         if outcome is Outcome.EXISTS:
             self._names.remove(name)
             if self.storage.read(name) == data:
-                return  # of a program that was stopped
+                self.reuse(name)
+                return
             raise InvalidInputError(
-                f"{self.storage.describe(name)} came to be meanwhile; does another "
-                "program write there?"
+                f"{self.storage.describe(name)} is there with other bytes: of another "
+                "call that was stopped, or another program writes there; take it away "
+                "or name another destination"
             )
         if outcome is Outcome.UNKNOWN:
             raise StorageError(f"{self.storage.describe(name)} may or may not be there")
+
+    def reuse(self, name: str) -> None:
+        """Use an object that a program left that was stopped: it counts as new again.
+
+        So that no vacuum takes it for forgotten.
+        """
+        self._reused.append(name)
+        self.storage.touch(name)
+
+    def check_reused(self) -> None:
+        """Check that what was reused is there still, before it is listed.
+
+        Raises:
+            StorageError: if whoever else used it has taken it away.
+        """
+        below = {name: name.rpartition("/")[0] for name in self._reused}
+        directories = sorted({one for one in below.values() if one})
+        there = set(self.storage.list_times(directories) if directories else ())
+        if "" in below.values():
+            there |= set(self.storage.list_names(""))
+        gone = [name for name in self._reused if name not in there]
+        if gone:
+            raise StorageError(
+                f"{self.storage.describe(gone[0])} was taken away by another program; "
+                "the same call goes on"
+            )
 
     def commit(self, actions: Sequence[Action], *, op: str, uuid: str) -> None:
         """Make the buffer `uuid`, its first commit the actions; `op` is for people.
@@ -75,6 +103,7 @@ class Created:
         self._names += [*segments, commit_path(1)]
 
         def build(now: Snapshot) -> Sequence[Action]:
+            self.check_reused()
             if now.version:
                 raise InvalidInputError(
                     f"{self.storage.url}: somebody else made a buffer there meanwhile"
@@ -100,12 +129,29 @@ class Created:
             self.storage.delete_empty_directories(keep_root=self._had_root)
 
 
-def check_empty(storage: Storage, *, suffix: str = "") -> str:
+def check_outside(storage: Storage, source: Storage) -> None:
+    """Refuse a destination that is a source or lies inside of one.
+
+    Raises:
+        InvalidInputError: if so.
+    """
+    inner, outer = (
+        os.path.realpath(one.url) if isinstance(one, LocalStorage) else one.url
+        for one in (storage, source)
+    )
+    if inner == outer or inner.startswith(f"{outer.rstrip('/')}/"):
+        raise InvalidInputError(
+            f"destination {storage.url} lies in the source {source.url}; name a place "
+            "outside of it"
+        )
+
+
+def check_empty(storage: Storage, *, files: Collection[str] = ()) -> str:
     """Refuse a destination that holds anything but what a killed program leaves.
 
     Args:
         storage: the destination.
-        suffix: "pt" or "pkl" if files of trajectories are left, too.
+        files: names of trajectory files that will be written there, for a folder.
 
     Returns:
         The uuid that a buffer there will have: that of its `zarrbuf.json`, if a killed
@@ -117,10 +163,9 @@ def check_empty(storage: Storage, *, suffix: str = "") -> str:
     names = storage.list_names("")
     has_commits = bool(storage.list_names(MANIFEST_DIR))
     leftovers = _LEFTOVERS if has_commits else {*_LEFTOVERS, ROOT_NAME, MANIFEST_DIR}
-    if suffix and METADATA_NAME not in names:
+    if files and METADATA_NAME not in names:
         leftovers = {*leftovers, INDEX_NAME}  # which comes before it
-    left_file = re.compile(rf"trajectory_\d+_.*\.{suffix}" if suffix else "(?!)")
-    found = [n for n in names if n not in leftovers and not left_file.fullmatch(n)]
+    found = [name for name in names if name not in leftovers and name not in files]
     if found:
         raise InvalidInputError(
             f"destination {storage.url} is not empty (it holds {found[0]!r}); name one "

@@ -116,6 +116,15 @@ def encode_trajectory(
     return EncodedTrajectory(data, header, first, crc32c(data), tags)
 
 
+def trajectory_shape(trajectory: Any) -> tuple[int, ...]:
+    """Return the shape that tells T and B.
+
+    Raises:
+        InvalidInputError: if nothing does, or a value is of a kind that is not kept.
+    """
+    return _first_shape(_collect(trajectory)[0])
+
+
 def describe_trajectory(trajectory: Any) -> tuple[tuple[int, ...], dict[str, Any]]:
     """Return what the manifest says of a trajectory: the shape with T and B, the tags.
 

@@ -10,6 +10,7 @@ import ast
 import functools
 import json
 import operator
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -88,7 +89,9 @@ class _Condition:
     def evaluate(self) -> BoolArray:
         """Return for each row whether the condition holds."""
         try:
-            tree = ast.parse(self._text.strip(), mode="eval")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of odd spelling, as 1if
+                tree = ast.parse(self._text.strip(), mode="eval")
             return self._truth(tree.body)
         except SyntaxError as exc:
             end = len(self._text.strip())
@@ -133,6 +136,10 @@ class _Condition:
         raise self._wrong(node, "a comparison is needed, such as T == 64,")
 
     def _comparison(self, node: ast.Compare) -> BoolArray:
+        if len(node.ops) > 1 and any(
+            isinstance(o, ast.In | ast.NotIn) for o in node.ops
+        ):
+            raise self._wrong(node, "'in' stands alone; join comparisons by 'and',")
         held = np.ones(len(self._rows), np.bool_)
         left = self._value(node.left)
         for op, right_node in zip(node.ops, node.comparators, strict=True):

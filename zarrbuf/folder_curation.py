@@ -75,12 +75,13 @@ def make_folder(
             f"destination {destination.url!r} is not allowed for pt and pkl files; "
             "they need a local path"
         )
-    check_empty(destination, suffix=parts[0].store.suffix)
+    check_empty(destination, files=set(new_names(parts)))
     _check_fields(parts)
     created = Created(destination)
     try:
         index = _write_files(parts, created, progress)
         metadata, entries = encode_index(index)
+        created.check_reused()
         created.create(INDEX_NAME, entries)
         created.create(METADATA_NAME, metadata)
         destination.delete_empty_directories(keep_root=True)
@@ -91,6 +92,15 @@ def make_folder(
         for part in parts:
             part.store.remove(part.rows.trajectory_ids.tolist())
     return Rows.of(index.rows), created.num_bytes
+
+
+def new_names(parts: Sequence[FolderPart]) -> list[str]:
+    """Return the names that the files will have, in the order of their ids."""
+    rows = Rows.concat([part.rows for part in parts])
+    order = interleave([part.rows for part in parts]).tolist()
+    suffix = parts[0].store.suffix
+    weights_ids = [rows.row(position).model_weights_id for position in order]
+    return [trajectory_name(n, one, suffix) for n, one in enumerate(weights_ids)]
 
 
 def _write_files(

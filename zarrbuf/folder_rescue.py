@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from zarrbuf.encoding import describe_trajectory
-from zarrbuf.errors import ZarrbufError
+from zarrbuf.encoding import trajectory_shape
+from zarrbuf.errors import StorageError, ZarrbufError
 from zarrbuf.format import is_weights_id, new_uuid
 from zarrbuf.jobs import Progress
 from zarrbuf.rlinf_files import read_trajectory_file, replace_file
@@ -29,9 +29,11 @@ from zarrbuf.rlinf_index import (
     encode_index,
     index_entry,
     list_files,
+    read_index,
     weights_id_of,
 )
 from zarrbuf.rows import UNKNOWN_SCHEMA, Row
+from zarrbuf.trajectory import Trajectory
 
 _DEFAULT_SEED: Final = 1234
 
@@ -65,12 +67,22 @@ def rescue_folder(folder: Path, progress: Progress | None = None) -> Rescue:
     metadata = _read_json(folder / METADATA_NAME, problems)
     old = _read_index(folder, problems)
     files = list_files(folder)
+    beyond = [number for number in files if number >= MAX_NUMBER - 1]
+    for number in beyond:
+        problems.append(
+            f"{folder / files[number][0]}: its id is beyond 62 bits (left out)"
+        )
     formats = [name.rpartition(".")[2] for names in files.values() for name in names]
     wanted = metadata.get("trajectory_format")
     if wanted not in FILE_FORMATS:
         wanted = max(FILE_FORMATS, key=formats.count)
     file_format: FileFormat = "pkl" if wanted == "pkl" else "pt"
-    rescue = Rescue(RlinfIndex(file_format, seed=_seed(metadata)), problems)
+    rescue = Rescue(
+        RlinfIndex(file_format, seed=_seed(metadata), generator=_generator(metadata)),
+        problems,
+    )
+    for number in beyond:
+        rescue.orphans += files.pop(number)
     order = [number for number in old if number in files]
     order += sorted(files.keys() - old.keys())
     problems += [
@@ -85,7 +97,18 @@ def rescue_folder(folder: Path, progress: Progress | None = None) -> Rescue:
     counter = metadata.get("trajectory_counter")
     known = counter if type(counter) is int and 0 <= counter < MAX_NUMBER else 0
     rescue.index.counter = max([known, *(number + 1 for number in files)])
+    if not problems:
+        problems += _refused(folder)
     return rescue
+
+
+def _refused(folder: Path) -> list[str]:
+    """Say what of the JSON files whoever opens the folder would not take."""
+    try:
+        read_index(folder)
+    except ZarrbufError as exc:
+        return [str(exc)]
+    return []
 
 
 def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
@@ -128,6 +151,13 @@ def _read_index(folder: Path, problems: list[str]) -> dict[int, Mapping[str, Any
     return found
 
 
+def _generator(metadata: Mapping[str, Any]) -> str | None:
+    """Return where a run's draws had come to, as `zarrbuf` keeps it."""
+    extra = metadata.get("zarrbuf")
+    found = extra.get("generator") if isinstance(extra, dict) else None
+    return found if isinstance(found, str) else None
+
+
 def _seed(metadata: Mapping[str, Any]) -> int:
     seed = metadata.get("seed", _DEFAULT_SEED)
     return seed if type(seed) is int and abs(seed) < MAX_NUMBER else _DEFAULT_SEED
@@ -144,27 +174,20 @@ def _take_in(
     index = rescue.index
     right = [name for name in names if name.endswith(f".{index.file_format}")]
     weights_id = (entry or {}).get("model_weights_id")
-    exact = [name for name in right if weights_id_of(name) == weights_id]
-    chosen = (exact or right or names)[0]
-    others = [name for name in names if name != chosen]
-    if others:
-        rescue.orphans += others
-        rescue.problems.append(
-            f"{folder}: trajectory {number} has {len(names)} files; {chosen} is taken"
-        )
-    path = folder / chosen
-    try:
-        if not right:
-            raise ZarrbufError(f"{path}: the folder holds {index.file_format} files")
-        trajectory = read_trajectory_file(path)
-        shape, _ = describe_trajectory(trajectory)
-    except ZarrbufError as exc:
-        message = str(exc)
-        named = message if chosen in message else f"{path}: {message}"
-        rescue.problems.append(f"{named} (left out)")
-        rescue.orphans.append(chosen)
+    wrong = [name for name in names if name not in right]
+    rescue.orphans += wrong
+    rescue.problems += [
+        f"{folder / name}: the folder holds {index.file_format} files (left out)"
+        for name in wrong
+    ]
+    right.sort(key=lambda name: weights_id_of(name) != weights_id)
+    found = _first_readable(rescue, folder, right)
+    if found is None:
         return
-    if not is_weights_id(weights_id):
+    chosen, trajectory = found
+    shape, path = trajectory_shape(trajectory), folder / chosen
+    # Of several files, the index has to name the one that can be read.
+    if not is_weights_id(weights_id) or len(names) > 1:
         weights_id = weights_id_of(chosen)
     row = Row(
         uuid=new_uuid(),
@@ -190,6 +213,30 @@ def _take_in(
         row = dataclasses.replace(row, shape=tuple(entry["shape"]))
     index.rows.append(row)
     index.names[number] = chosen
+
+
+def _first_readable(
+    rescue: Rescue, folder: Path, names: list[str]
+) -> tuple[str, Trajectory] | None:
+    """Return the first file of a trajectory that can be read; others are orphans."""
+    found: tuple[str, Trajectory] | None = None
+    for name in names:
+        if found is not None:
+            problem = f"{folder / name}: {found[0]} is taken instead (left out)"
+        else:
+            try:
+                trajectory = read_trajectory_file(folder / name)
+                trajectory_shape(trajectory)
+            except ZarrbufError as exc:
+                text = str(exc)
+                text = text if name in text else f"{folder / name}: {text}"
+                problem = f"{text} (left out)"
+            else:
+                found = name, trajectory
+                continue
+        rescue.problems.append(problem)
+        rescue.orphans.append(name)
+    return found
 
 
 def _agrees(entry: Mapping[str, Any], row: Row) -> bool:
@@ -229,6 +276,8 @@ def write_rescued(folder: Path, rescue: Rescue) -> list[str]:
     kept = []
     for name, data in ((INDEX_NAME, entries), (METADATA_NAME, metadata)):
         path = folder / name
+        if path.is_dir():
+            raise StorageError(f"{path} is a directory; move it away and call again")
         if path.exists() and path.read_bytes() != data:
             aside = folder / f"{name}.{new_uuid()[:8]}.damaged"
             replace_file(aside, path.read_bytes())

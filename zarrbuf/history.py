@@ -5,7 +5,6 @@ Reads the log and nothing else.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -14,18 +13,19 @@ from typing import Any, Final
 from zarrbuf.commits import open_log
 from zarrbuf.locations import StorageOptions, open_storage
 from zarrbuf.log_format import Commit
+from zarrbuf.sources import location_of
 
 _MAX_TIME_MS: Final = 253_402_300_799_000
 """The end of the year 9999: a clock may say anything."""
 
 
 def read_history(
-    path: str | os.PathLike[str], *, storage_options: StorageOptions | None = None
+    path: Any, *, storage_options: StorageOptions | None = None
 ) -> list[dict[str, Any]]:
     """Return what each commit of a buffer did, the first one first.
 
     Args:
-        path: a zarrbuf buffer, path or URL.
+        path: a zarrbuf buffer: path, URL or open buffer.
         storage_options: for object stores, see `TrajectoryReplayBuffer`.
 
     Returns:
@@ -36,7 +36,7 @@ def read_history(
         NotFoundError: if there is no buffer.
         FormatError: if a commit is damaged, naming it.
     """
-    log = open_log(open_storage(path, storage_options), version=0)
+    log = open_log(open_storage(location_of(path), storage_options), version=0)
     return [_describe(commit) for commit in log.read_commits()]
 
 

@@ -13,11 +13,12 @@ import numpy as np
 
 from zarrbuf.arguments import check_whole_number
 from zarrbuf.curation import Curation, Mode, Part, check_mode, make_buffer
-from zarrbuf.destinations import check_empty
+from zarrbuf.destinations import check_empty, check_outside
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.expressions import select_where
-from zarrbuf.folder_curation import FolderPart, make_folder
+from zarrbuf.folder_curation import FolderPart, make_folder, new_names
 from zarrbuf.jobs import Progress
+from zarrbuf.local_storage import LocalStorage
 from zarrbuf.locations import Location, StorageOptions, open_storage
 from zarrbuf.log_store import LogStore
 from zarrbuf.rlinf import RlinfStore
@@ -75,8 +76,10 @@ def merge(
     for one, store in zip(sources, stores, strict=True):
         _check_movable(one, store, known_mode)
     _check_distinct(stores)
+    parts = _parts(stores, [None] * len(stores))
+    _check_destination(parts, target)
     return _make(
-        _parts(stores, [None] * len(stores)),
+        parts,
         target,
         mode=known_mode,
         op="merge",
@@ -137,9 +140,9 @@ def split(
             f"{len(targets)} destinations are named for {len(selected)} parts"
         )
     _check_targets(targets)
-    for target in targets:
-        check_empty(target, suffix="" if isinstance(store, LogStore) else store.suffix)
     parts = [_parts([store], [positions]) for positions in selected]
+    for part, target in zip(parts, targets, strict=True):
+        _check_destination(part, target)
     return [
         _make(part, target, mode=known_mode, op="split", pin=pin, progress=progress)
         for part, target in zip(parts, targets, strict=True)
@@ -192,6 +195,22 @@ def _parts(
     if formats == ["zarr"]:
         return [Part.of(one, n) for one, n in pairs if isinstance(one, LogStore)]
     return [FolderPart.of(one, n) for one, n in pairs if isinstance(one, RlinfStore)]
+
+
+def _check_destination(
+    parts: Sequence[Part] | Sequence[FolderPart], target: Storage
+) -> None:
+    """Refuse a destination that is not empty, or lies in a source."""
+    files: set[str] = set()
+    for part in parts:
+        if isinstance(part, Part):
+            check_outside(target, part.store.storage)
+        else:
+            check_outside(target, LocalStorage(part.store.folder))
+    if all(isinstance(part, FolderPart) for part in parts):
+        folders = [part for part in parts if isinstance(part, FolderPart)]
+        files = set(new_names(folders))
+    check_empty(target, files=files)
 
 
 def _make(

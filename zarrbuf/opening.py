@@ -68,15 +68,16 @@ def open_store(
         version: open a buffer as it was after that commit, 0 for empty; None for now.
 
     Raises:
-        InvalidInputError: if a version of an RLinf folder is asked for.
+        InvalidInputError: if a version of an RLinf folder is asked for, or it is no
+            whole number.
         NotFoundError: if neither is there.
         FormatError: if it is damaged.
     """
     storage = place if isinstance(place, Storage) else open_storage(place)
-    if isinstance(storage, LocalStorage) and is_rlinf_folder(storage.root):
-        check_no_version(storage.root, version)
-        return RlinfStore.open(storage.root)
     if isinstance(storage, LocalStorage) and not storage.exists(ROOT_NAME):
+        if is_rlinf_folder(storage.root):
+            check_no_version(storage.root, version)
+            return RlinfStore.open(storage.root)
         raise NotFoundError(
             f"{storage.url} holds no replay buffer: neither {ROOT_NAME} nor RLinf's "
             f"{METADATA_NAME} is there"

@@ -107,6 +107,9 @@ def prune(
                 f"{name} is {value!r}; a whole number of at least 1 is needed"
             )
 
+    if keep is not None and not isinstance(keep, str):
+        raise InvalidInputError(f"keep is {keep!r:.80}; a condition is a text")
+
     def choose(rows: Rows) -> IntArray:
         every = np.arange(len(rows))
         if keep is not None:

@@ -36,6 +36,7 @@ from zarrbuf.log_store import LogStore
 from zarrbuf.manifest import Snapshot
 from zarrbuf.rlinf_index import is_rlinf_folder, list_files
 from zarrbuf.rows import Rows
+from zarrbuf.sources import location_of
 from zarrbuf.storage import Storage
 from zarrbuf.verification import Verification, list_archives, verify_rows
 
@@ -68,7 +69,7 @@ class Repair:
 
 
 def repair(
-    path: Location,
+    path: Any,
     *,
     apply: bool = False,
     storage_options: StorageOptions | None = None,
@@ -85,7 +86,7 @@ def repair(
     may write meanwhile.
 
     Args:
-        path: a zarrbuf buffer, path or URL, or a folder of RLinf's.
+        path: a zarrbuf buffer or a folder of RLinf's: path, URL or open buffer.
         apply: whether to do it.
         storage_options: for object stores, see `TrajectoryReplayBuffer`.
         allow_bases: see `TrajectoryReplayBuffer`.
@@ -96,7 +97,8 @@ def repair(
         FormatError: if `zarrbuf.json` is damaged: then there is no buffer to repair.
         StorageError: if the storage failed; calling it again goes on.
     """
-    storage = open_storage(path, storage_options, allow_bases=allow_bases)
+    location = location_of(path)
+    storage = open_storage(location, storage_options, allow_bases=allow_bases)
     if isinstance(storage, LocalStorage) and not storage.exists(ROOT_NAME):
         if is_rlinf_folder(storage.root) or list_files(storage.root):
             return _repair_folder(storage, apply, progress)

@@ -15,7 +15,7 @@ from typing import Any, Final
 from zarrbuf.arguments import check_whole_number
 from zarrbuf.conversion import Conversion, Converter
 from zarrbuf.curation import read_archive
-from zarrbuf.destinations import Created
+from zarrbuf.destinations import Created, check_outside
 from zarrbuf.errors import ConflictError, InvalidInputError
 from zarrbuf.format import TMP_DIR
 from zarrbuf.jobs import Progress, run_jobs
@@ -27,7 +27,7 @@ from zarrbuf.manifest import Snapshot
 from zarrbuf.metadata import check_codec
 from zarrbuf.opening import open_store
 from zarrbuf.rows import Rows
-from zarrbuf.sources import open_log_store
+from zarrbuf.sources import location_of, open_log_store
 from zarrbuf.stores import known_name
 from zarrbuf.workers import default_num_threads
 
@@ -74,9 +74,8 @@ def recompress(
         buffer, storage_options, what="recompress", allow_bases=allow_bases
     )
     rows = store.rows
-    converter = Converter(
-        store, Created(store.storage), to="zarr", codec=known_codec, verify=verify
-    )
+    created = Created(store.storage)
+    converter = Converter(store, created, to="zarr", codec=known_codec, verify=verify)
     done = run_jobs(
         lambda number: converter.convert(rows.row(number)),
         range(len(rows)),
@@ -87,6 +86,7 @@ def recompress(
     anew = Rows.of([one.row for one in done])
 
     def build(now: Snapshot) -> list[Action]:
+        created.check_reused()
         if now.rows.fixed["uuid"].tolist() != rows.fixed["uuid"].tolist():
             raise ConflictError(
                 f"{store.url} was changed meanwhile; call it again, it goes on"
@@ -115,7 +115,7 @@ def recompress(
 
 
 def export(
-    source: Location,
+    source: Any,
     directory: Location,
     *,
     version: int | None = None,
@@ -129,8 +129,8 @@ def export(
     directory is no buffer. Files that are there with the same bytes are left alone.
 
     Args:
-        source: a zarrbuf buffer, path or URL.
-        directory: a local path.
+        source: a zarrbuf buffer: path, URL or open buffer.
+        directory: a local path, outside of the source.
         version: as it was after that commit; None for now.
         storage_options: for object stores, see `TrajectoryReplayBuffer`.
         allow_bases: see `TrajectoryReplayBuffer`.
@@ -149,7 +149,9 @@ def export(
     target = open_storage(directory)
     if not isinstance(target, LocalStorage):
         raise InvalidInputError(f"directory {target.url!r} is not a local path")
-    storage = open_storage(source, storage_options, allow_bases=allow_bases)
+    location = location_of(source)
+    storage = open_storage(location, storage_options, allow_bases=allow_bases)
+    check_outside(target, storage)
     store = open_store(storage, version=version)
     if not isinstance(store, LogStore):
         raise InvalidInputError(

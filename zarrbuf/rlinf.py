@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zarrbuf.encoding import encode_trajectory
+from zarrbuf.encoding import encode_trajectory, trajectory_shape
 from zarrbuf.errors import (
     FormatError,
     InvalidInputError,
@@ -140,7 +140,18 @@ class RlinfStore(TrajectoryStore):
         return self._paths[row.uuid]
 
     def read_trajectory(self, row: Row) -> Trajectory:  # noqa: D102
-        return read_trajectory_file(self.path_of(row))
+        path = self.path_of(row)
+        trajectory = read_trajectory_file(path)
+        try:
+            shape = trajectory_shape(trajectory)[:2]
+        except InvalidInputError as exc:
+            raise FormatError(f"{path}: {exc}") from exc
+        if shape != (row.num_steps, row.num_envs):
+            raise FormatError(
+                f"{path}: holds T={shape[0]}, B={shape[1]}; the index says "
+                f"T={row.num_steps}, B={row.num_envs}"
+            )
+        return trajectory
 
     def open_archive(self, row: Row) -> TrajectoryArchive:
         """Read the file of a row and encode it in memory.
@@ -156,11 +167,6 @@ class RlinfStore(TrajectoryStore):
         except InvalidInputError as exc:
             raise FormatError(f"{path}: {exc}") from exc
         header = encoded.header
-        if (header.num_steps, header.num_envs) != (row.num_steps, row.num_envs):
-            raise FormatError(
-                f"{path}: holds T={header.num_steps}, B={header.num_envs}; the index "
-                f"says T={row.num_steps}, B={row.num_envs}"
-            )
         if self._schemas.setdefault(row.uuid, header.schema) != header.schema:
             raise FormatError(f"{path}: was replaced by another one since it was read")
         return TrajectoryArchive(encoded.data, name=str(path))

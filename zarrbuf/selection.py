@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import numpy as np
@@ -80,6 +80,8 @@ def parse_ids(ids: str | Sequence[int]) -> IntArray:
     Raises:
         InvalidInputError: pointing at what is no id.
     """
+    if not isinstance(ids, str | Iterable):
+        raise InvalidInputError(f"ids are {ids!r:.80}; numbers or 3,7-20 are needed")
     text = ids if isinstance(ids, str) else ",".join(map(str, ids))
     parts: list[IntArray] = []
     total = 0

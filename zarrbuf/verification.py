@@ -39,6 +39,7 @@ from zarrbuf.opening import open_store
 from zarrbuf.rlinf import RlinfStore
 from zarrbuf.rlinf_index import check_no_version, is_rlinf_folder
 from zarrbuf.rows import UNKNOWN_SCHEMA, Row, Rows
+from zarrbuf.sources import location_of
 from zarrbuf.storage import Storage
 from zarrbuf.stores import TrajectoryStore, known_name
 from zarrbuf.trajectory import decode_trajectory
@@ -88,7 +89,7 @@ class Verification:
 
 
 def verify(
-    path: str | os.PathLike[str],
+    path: Any,
     *,
     deep: bool = False,
     version: int | None = None,
@@ -102,7 +103,7 @@ def verify(
     byte, and that row and archive say the same. Of RLinf's folders: every file.
 
     Args:
-        path: a zarrbuf buffer or a folder of RLinf's.
+        path: a zarrbuf buffer or a folder of RLinf's: path, URL or open buffer.
         deep: decode every trajectory too, and compare it with what its row says of its
             content.
         version: read the trajectories that were listed after that commit; None for
@@ -115,12 +116,12 @@ def verify(
         NotFoundError: if neither is there, or no such version.
         InvalidInputError: if a version of an RLinf folder is asked for.
     """
+    path = location_of(path)
     storage = open_storage(path, storage_options, allow_bases=allow_bases)
-    if isinstance(storage, LocalStorage) and is_rlinf_folder(storage.root):
-        check_no_version(storage.root, version)
-        return _verify_folder(os.fspath(path), storage, deep, progress)
-    storage_root = storage.list_names("")
-    if ROOT_NAME not in storage_root:
+    if ROOT_NAME not in storage.list_names(""):
+        if isinstance(storage, LocalStorage) and is_rlinf_folder(storage.root):
+            check_no_version(storage.root, version)
+            return _verify_folder(os.fspath(path), storage, deep, progress)
         open_store(storage)  # says what is not there
     result = Verification(os.fspath(path), "zarr", stopped_repairs(storage))
     log = _verify_log(storage, result)
