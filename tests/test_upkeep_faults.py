@@ -170,6 +170,18 @@ def test_metadata_that_nothing_opens_is_mended(
     assert verify(folder).is_sound
 
 
+@pytest.mark.parametrize("how", ["twice", "bom"])
+def test_metadata_that_only_some_read_is_mended(folder: Path, how: str) -> None:
+    path = folder / "metadata.json"
+    data = path.read_bytes()
+    path.write_bytes(
+        b"\xef\xbb\xbf" + data if how == "bom" else b'{"seed": 1, ' + data[1:]
+    )
+    assert not verify(folder).is_sound
+    assert len(repair(folder, apply=True).steps) == 1
+    assert verify(folder).is_sound
+
+
 def test_where_the_draws_of_a_run_were_is_kept(folder: Path) -> None:
     path = folder / "metadata.json"
     extra = {"zarrbuf": {"generator": "AAAA"}}

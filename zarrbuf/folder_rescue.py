@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from zarrbuf.encoding import trajectory_shape
-from zarrbuf.errors import StorageError, ZarrbufError
+from zarrbuf.errors import FormatError, StorageError, ZarrbufError
 from zarrbuf.format import is_weights_id, new_uuid
 from zarrbuf.jobs import Progress
+from zarrbuf.metadata import parse_json
 from zarrbuf.rlinf_files import read_trajectory_file, replace_file
 from zarrbuf.rlinf_index import (
     FILE_FORMATS,
@@ -256,9 +257,10 @@ def needs_writing(folder: Path, rescue: Rescue) -> bool:
         (METADATA_NAME, INDEX_NAME), encode_index(rescue.index), strict=True
     ):
         try:
-            if json.loads((folder / name).read_bytes()) != json.loads(data):
+            found = parse_json((folder / name).read_bytes(), where=name)
+            if found != json.loads(data):
                 return True
-        except (OSError, ValueError, RecursionError):
+        except (OSError, FormatError):
             return True
     return False
 
