@@ -167,7 +167,8 @@ class LocalStorage(Storage):
             raise exc
         where = self.describe(name)
         if isinstance(exc, NotADirectoryError) and self.root.is_file():
-            raise NotFoundError(f"{self.url} is a file, not a directory") from exc
+            error = StorageError if verb == "create" else NotFoundError
+            raise error(f"{self.url} is a file, not a directory") from exc
         if isinstance(exc, FileNotFoundError | NotADirectoryError) and verb != "create":
             raise NotFoundError(f"{where} does not exist") from exc
         if exc.errno in (errno.ELOOP, errno.ENXIO):
