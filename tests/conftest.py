@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 from s3 import GCS, S3, serving_gcs, serving_s3
+
+os.environ["MPLBACKEND"] = "agg"  # no window opens, whatever display there is
 
 
 @pytest.fixture(scope="session")

@@ -1,53 +1,298 @@
-"""Figures: the drawn frames are the stored pixels."""
+"""Figures: the drawn pixels are the stored ones."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import make_trajectory
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+from remote import save
+from viewed import SIDE, archive_of, recorded, save_recorded
 
-from zarrbuf.errors import InvalidInputError
-from zarrbuf.visualize import cameras, plot_step
+import zarrbuf
+from zarrbuf import Trajectory
+from zarrbuf.errors import (
+    InvalidInputError,
+    StorageError,
+    TrajectoryNotFoundError,
+)
+from zarrbuf.navigation import Place
+from zarrbuf.pictures import GAP
+from zarrbuf.playback import open_playback
+from zarrbuf.scenes import Scene, SceneReader, Wish
+from zarrbuf.visualize import Screen, plot_scene, save_figure
 
 
-def test_both_frames_are_the_stored_pixels() -> None:
-    trajectory = make_trajectory(4, 2)
-    figure = plot_step(
-        trajectory, step=1, env=1, camera="main_images", title="trajectory 7"
+def drawn(figure: Figure, number: int, shape: tuple[int, ...]) -> Any:
+    """Return the pixels drawn in the middle of each image pixel of some axes."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    axes = [one for one in figure.axes if one.images][number]
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    places = np.stack([columns.ravel(), rows.ravel()], axis=1)
+    x, y = axes.transData.transform(places).T
+    height = pixels.shape[0]
+    found = pixels[height - 1 - np.floor(y).astype(int), np.floor(x).astype(int)]
+    return found.reshape(*shape[:2], 3)
+
+
+def blocks(trajectory: Trajectory) -> Trajectory:
+    """Give frames 8 x 8 fields of one colour, which no interpolation changes inside."""
+    for group in (trajectory.curr_obs, trajectory.next_obs):
+        small = group["main_images"][:, :, ::8, ::8]
+        large = small.repeat_interleave(8, 2).repeat_interleave(8, 3)
+        group["main_images"] = large.contiguous()
+    return trajectory
+
+
+def test_both_frames_are_drawn_as_they_were_stored(tmp_path: Path) -> None:
+    made = blocks(recorded(4, 2))
+    save(str(tmp_path / "a"), None, [made])
+    figure = zarrbuf.plot_step(tmp_path / "a", 0, step=1, env=1)
+    for number, group in enumerate((made.curr_obs, made.next_obs)):
+        frame = group["main_images"][1, 1].numpy()
+        found = drawn(figure, number, frame.shape)[4::8, 4::8]
+        assert np.array_equal(found, frame[4::8, 4::8])
+
+
+def scene_of(path: Path, **wish: Any) -> Scene:
+    reader = SceneReader(open_playback(path))
+    try:
+        return reader.read(Wish(**wish))
+    finally:
+        reader.close()
+
+
+def test_the_heading_tells_what_the_title_of_rlinf_tells(tmp_path: Path) -> None:
+    save_recorded(tmp_path / "a", (6, 2), (6, 2))
+    scene = scene_of(tmp_path / "a", place=Place(1, 3, 1))
+    assert scene.heading == (
+        "Trajectory ID 1 (#1/1) | Step 3/5 | Env 1/1",
+        "Action: [3.000 -3.000] | Reward: 4.0000 | Done: True",
+        "Episode 1/2: steps 0 to 3, return 10",
     )
-    left, right = (axes.images[0].get_array() for axes in figure.axes)
-    assert np.array_equal(left, trajectory.curr_obs["main_images"][1, 1].numpy())
-    assert np.array_equal(right, trajectory.next_obs["main_images"][1, 1].numpy())
-    title = figure.get_suptitle()
-    assert "trajectory 7" in title
-    assert "step 1, environment 1" in title
-    assert trajectory.rewards is not None
-    assert f"reward {float(trajectory.rewards[1, 1]):.3g}" in title
+    scene = scene_of(tmp_path / "a", place=Place(0, 2, 0))
+    assert scene.heading[1].endswith("Done: False | Intervention")
 
 
-def test_several_views_stand_side_by_side() -> None:
-    trajectory = make_trajectory(2, 1)
-    views = torch.randint(0, 255, (2, 1, 3, 8, 6, 3), dtype=torch.uint8)
-    trajectory.curr_obs = {"extra_view_images": views}
-    trajectory.next_obs = {}
-    assert cameras(trajectory) == ["extra_view_images"]
-    figure = plot_step(trajectory, step=1, camera="extra_view_images")
-    drawn = figure.axes[0].images[0].get_array()
-    assert drawn is not None
-    assert drawn.shape == (8, 18, 3)
-    assert np.array_equal(drawn[:, 6:12], views[1, 0, 1].numpy())
-    assert not figure.axes[1].images
+def test_all_cameras_and_all_environments(tmp_path: Path) -> None:
+    (made,) = save_recorded(tmp_path / "a", (3, 5))
+    scene = scene_of(tmp_path / "a", place=Place(0, 1, 2), layout="cameras")
+    titles = [panel.title for pair in scene.panels for panel in pair]
+    assert titles == [
+        "current observation: extra_view_images",
+        "next observation: extra_view_images",
+        "current observation: main_images",
+        "next observation: main_images",
+    ]
+    views = scene.panels[0][1].picture
+    assert views is not None
+    expected = made.next_obs["extra_view_images"][1, 2]
+    assert np.array_equal(views[:, :SIDE], expected[0].numpy())
+    assert np.array_equal(views[:, SIDE + GAP :], expected[1].numpy())
+    scene = scene_of(tmp_path / "a", place=Place(0, 1, 2), layout="envs")
+    ((left, right),) = scene.panels
+    assert left.envs == right.envs == (0, 1, 2, 3, 4)
+    assert left.picture is not None
+    for env in range(5):
+        row, column = divmod(env, 3)
+        top, at = row * (SIDE + GAP), column * (SIDE + GAP)
+        tile = left.picture[top : top + SIDE, at : at + SIDE]
+        assert np.array_equal(tile, made.curr_obs["main_images"][1, env].numpy())
+    figure = plot_scene(scene)
+    labels = [text.get_text() for text in figure.axes[1].texts if text.get_text()]
+    assert labels == ["0", "1", "2", "3", "4"]
+
+
+def test_trajectories_without_images_show_states_and_curves(tmp_path: Path) -> None:
+    states = torch.arange(24, dtype=torch.float32).reshape(4, 2, 3)
+    one = Trajectory(
+        rewards=torch.ones(4, 2, 1),
+        curr_obs={"states": states},
+        next_obs={"states": states + 1},
+    )
+    save(str(tmp_path / "a"), None, [one])
+    scene = scene_of(tmp_path / "a", place=Place(0, 2, 1))
+    ((left, right),) = scene.panels
+    assert left.values is not None
+    assert right.values is not None
+    assert left.values.tolist() == states[2, 1].tolist()
+    assert right.values.tolist() == (states[2, 1] + 1).tolist()
+    assert [one.name for one in scene.curves.curves] == ["reward", "return", "states"]
+    figure = plot_scene(scene)
+    heights = [bar.get_height() for bar in figure.axes[1].patches]
+    assert heights == states[2, 1].tolist()
+
+
+def test_curves_have_a_cursor_boundaries_and_interventions(tmp_path: Path) -> None:
+    save_recorded(tmp_path / "a", (8, 1))
+    scene = scene_of(tmp_path / "a", place=Place(0, 5))
+    figure = Figure()
+    screen = Screen(figure)
+    screen.show(scene)
+    assert [axes.get_ylabel() for axes in screen.curve_axes] == [
+        "reward",
+        "return",
+        "actions",
+    ]
+    for axes in screen.curve_axes:
+        verticals = [
+            line.get_xdata()[0]
+            for line in axes.lines
+            if len(set(line.get_xdata())) == 1
+        ]
+        assert sorted(verticals) == [3.5, 5, 7.5]
+        (span,) = axes.patches
+        assert (span.get_x(), span.get_width()) == (1.5, 1.0)
+    rewards = screen.curve_axes[0].lines[0].get_ydata()
+    assert rewards.tolist() == list(range(8))
+    texts = [text.get_text() for text in screen.curve_axes[1].texts]
+    assert texts == ["6", "22"]
+
+
+def test_showing_the_next_scene_equals_a_new_figure(tmp_path: Path) -> None:
+    """By drawing over what stays, as a window does; also after a change of layout."""
+    save_recorded(tmp_path / "a", (6, 2), (5, 3))
+    reader = SceneReader(open_playback(tmp_path / "a"))
+    figure = Figure(figsize=(14, 8))
+    canvas = FigureCanvasAgg(figure)
+    canvas.blit = lambda bbox=None: None  # type: ignore[attr-defined]
+    canvas.draw_idle = canvas.draw  # type: ignore[method-assign]
+    screen = Screen(figure)
+    for place, layout in (
+        (Place(0, 0), "camera"),
+        (Place(0, 1), "camera"),
+        (Place(0, 2, 1), "camera"),
+        (Place(0, 2, 1), "envs"),
+        (Place(1, 3, 2), "envs"),
+        (Place(1, 4, 2), "cameras"),
+        (Place(1, 0, 2), "cameras"),
+    ):
+        scene = reader.read(Wish(place, layout=layout))  # type: ignore[arg-type]
+        screen.show(scene)
+        screen.redraw()
+        fresh = FigureCanvasAgg(plot_scene(scene))
+        fresh.draw()
+        here, there = (np.asarray(one.buffer_rgba()) for one in (canvas, fresh))
+        # A cursor that is drawn last lies over the frame of its axes.
+        differ = (here != there).any(axis=-1)
+        assert differ.sum() < 100, (place, layout)
+    reader.close()
+
+
+@pytest.mark.parametrize("layout", ["camera", "envs"])
+def test_a_damaged_frame_is_marked_and_the_rest_is_shown(
+    tmp_path: Path, layout: Any
+) -> None:
+    save_recorded(tmp_path / "a", (4, 2))
+    path = archive_of(tmp_path / "a", 0)
+    recording = open_playback(tmp_path / "a").recording(0)
+    shard = recording._archive.shard("obs/main_images")
+    start = int(shard.ranges[2 * 2, 0])  # current frame of step 2, environment 0
+    data = bytearray(path.read_bytes())
+    data[start + 10] ^= 1
+    path.write_bytes(data)
+    scene = scene_of(tmp_path / "a", place=Place(0, 2), layout=layout)
+    ((left, right),) = scene.panels
+    assert "main_images" in left.error
+    assert right.error == ""
+    assert left.picture is not None
+    assert (left.picture[0, 0] == (200, 30, 30)).all()
+    figure = plot_scene(scene)
+    shown = [text.get_text() for text in figure.axes[1].texts if text.get_visible()]
+    assert any("damaged" in text for text in shown)
+    assert scene_of(tmp_path / "a", place=Place(0, 3)).panels[0][0].error == ""
+
+
+def test_a_trajectory_that_is_gone_is_said_and_others_are_shown(tmp_path: Path) -> None:
+    save_recorded(tmp_path / "a", (4, 2), (4, 2))
+    archive_of(tmp_path / "a", 0).unlink()
+    scene = scene_of(tmp_path / "a", place=Place(0, 2))
+    assert "is missing" in scene.panels[0][0].error
+    assert scene.heading[0].startswith("Trajectory ID 0")
+    plot_scene(scene)
+    assert scene_of(tmp_path / "a", place=Place(1, 2)).panels[0][0].error == ""
+
+
+def test_damaged_rewards_are_said_and_frames_shown(tmp_path: Path) -> None:
+    save_recorded(tmp_path / "a", (4, 1))
+    path = archive_of(tmp_path / "a", 0)
+    recording = open_playback(tmp_path / "a").recording(0)
+    start = int(recording._archive.shard("rewards").ranges[0, 0])
+    data = bytearray(path.read_bytes())
+    data[start + 18] ^= 1
+    path.write_bytes(data)
+    scene = scene_of(tmp_path / "a", place=Place(0, 2))
+    assert scene.panels[0][0].error == ""
+    assert "rewards: cannot be read" in scene.heading[1]
+    assert any("rewards" in line for line in scene.heading if "damaged" in line)
+    assert "reward" not in [one.name for one in scene.curves.curves]
+
+
+def test_large_images_are_scaled_for_the_screen_only(tmp_path: Path) -> None:
+    image = torch.randint(0, 256, (1, 1, 1500, 2000, 3), dtype=torch.uint8)
+    one = Trajectory(
+        rewards=torch.ones(1, 1, 1),
+        curr_obs={"main_images": image},
+        next_obs={"main_images": image},
+    )
+    save(str(tmp_path / "a"), None, [one])
+    scene = scene_of(tmp_path / "a", place=Place())
+    picture = scene.panels[0][0].picture
+    assert picture is not None
+    assert np.array_equal(picture, image[0, 0].numpy())
+    artist = plot_scene(scene).axes[1].images[0]
+    shown = artist.get_array()
+    assert shown is not None
+    assert shown.shape == (750, 1000, 3)
+    assert artist.get_extent() == [-0.5, 1999.5, 1499.5, -0.5]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "error", "words"),
     [
-        ({"step": 0, "camera": "side"}, "camera is 'side'; there are main_images"),
-        ({"step": 4, "camera": "main_images"}, r"steps \[0, 4\)"),
-        ({"step": 0, "env": -1, "camera": "main_images"}, r"environments \[0, 2\)"),
+        ({"camera": "side"}, InvalidInputError, "extra_view_images, main_images"),
+        ({"step": 4}, InvalidInputError, "there are 0 to 3"),
+        ({"env": -1}, InvalidInputError, "environment is -1"),
+        ({"layout": "all"}, InvalidInputError, "allowed are camera, cameras, envs"),
+        ({"trajectory_id": 9}, TrajectoryNotFoundError, "the nearest are 0"),
     ],
 )
-def test_what_is_not_there_is_said(arguments: dict[str, object], words: str) -> None:
-    with pytest.raises(InvalidInputError, match=words):
-        plot_step(make_trajectory(4, 2), **arguments)  # type: ignore[arg-type]
+def test_what_is_not_there_is_said(
+    tmp_path: Path, arguments: Any, error: type[Exception], words: str
+) -> None:
+    save_recorded(tmp_path / "a", (4, 2))
+    with pytest.raises(error, match=words):
+        zarrbuf.plot_step(tmp_path / "a", **{"trajectory_id": 0, **arguments})
+
+
+def test_an_image_file_is_replaced_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_recorded(tmp_path / "a", (2, 1))
+    figure = plot_scene(scene_of(tmp_path / "a", place=Place()))
+    path = tmp_path / "out" / "viz.png"
+    path.parent.mkdir()
+    save_figure(figure, path)
+    with Image.open(path) as image:
+        assert image.size == (2100, 1200)
+    whole = path.read_bytes()
+    real = Figure.savefig
+
+    def torn(self: Figure, name: str, **more: Any) -> None:
+        real(self, name, **more)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", torn)
+    with pytest.raises(StorageError, match=r"viz\.png: cannot be written"):
+        save_figure(figure, path)
+    assert path.read_bytes() == whole
+    assert [one.name for one in path.parent.iterdir()] == ["viz.png"]
+    with pytest.raises(StorageError):
+        save_figure(figure, tmp_path / "none" / "viz.png")

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import zarrbuf
-from zarrbuf.visualize import plot_step
 
 SOURCE = Path(__file__).parent.parent / "tests" / "data" / "rlinf_pt" / "rank_0"
 
@@ -51,12 +50,7 @@ def _size(folder: Path, pattern: str) -> int:
 
 
 def _draw(path: str, picture: Path) -> None:
-    with zarrbuf.TrajectoryReplayBuffer() as buffer:
-        buffer.load_checkpoint(path)
-        trajectory = buffer.load_trajectory(0)
-    figure = plot_step(
-        trajectory, step=8, camera="main_images", title="trajectory 0, main_images"
-    )
+    figure = zarrbuf.plot_step(path, 0, step=8)
     figure.savefig(picture, dpi=110)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zarrbuf.buffer import TrajectoryReplayBuffer as TrajectoryReplayBuffer
+    from zarrbuf.clips import export_clip as export_clip
     from zarrbuf.conversion import convert as convert
     from zarrbuf.datasets import (
         PreloadReplayBufferDataset as PreloadReplayBufferDataset,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from zarrbuf.merging import merge as merge
     from zarrbuf.merging import split as split
     from zarrbuf.pins import unpin as unpin
+    from zarrbuf.playback import open_playback as open_playback
     from zarrbuf.pruning import prune as prune
     from zarrbuf.pruning import remove as remove
     from zarrbuf.repairing import repair as repair
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from zarrbuf.trajectory import Trajectory as Trajectory
     from zarrbuf.vacuuming import vacuum as vacuum
     from zarrbuf.verification import verify as verify
+    from zarrbuf.viewer import plot_step as plot_step
+    from zarrbuf.viewer import view as view
 
 __version__ = "0.1.0"
 
@@ -41,8 +45,11 @@ _ROOMS = {
     "Trajectory": "trajectory",
     "convert": "conversion",
     "export": "rewriting",
+    "export_clip": "clips",
     "list_buffer": "listing",
     "merge": "merging",
+    "open_playback": "playback",
+    "plot_step": "viewer",
     "prune": "pruning",
     "read_history": "history",
     "recompress": "rewriting",
@@ -54,6 +61,7 @@ _ROOMS = {
     "unpin": "pins",
     "vacuum": "vacuuming",
     "verify": "verification",
+    "view": "viewer",
 }
 
 __all__ = [
@@ -64,8 +72,11 @@ __all__ = [
     "__version__",
     "convert",
     "export",
+    "export_clip",
     "list_buffer",
     "merge",
+    "open_playback",
+    "plot_step",
     "prune",
     "read_history",
     "recompress",
@@ -77,6 +88,7 @@ __all__ = [
     "unpin",
     "vacuum",
     "verify",
+    "view",
 ]
 
 

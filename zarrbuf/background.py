@@ -61,11 +61,20 @@ class BackgroundThread:
             self._start_anew()
         if thread is None:
             return
-        with suppress(queue.Empty):
-            while True:
-                work.get_nowait()[0].cancel()
+        _drop_all(work)
         work.put(None)
         thread.join()
+
+    def cancel(self) -> None:
+        """Leave out what has not begun; do not wait for the piece under way."""
+        with self._own_lock():
+            _drop_all(self._work)
+
+
+def _drop_all(work: queue.SimpleQueue[Any]) -> None:
+    with suppress(queue.Empty):
+        while True:
+            work.get_nowait()[0].cancel()
 
 
 def _run(work: queue.SimpleQueue[Any]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -28,6 +28,10 @@ from zarrbuf.terminal import (
     show_progress,
 )
 from zarrbuf.upkeep_commands import prune, remove, repair, show_log, unpin, vacuum
+from zarrbuf.view_commands import view
+
+_EXTRAS: Final = {"matplotlib": "view", "tornado": "view", "av": "video"}
+"""Packages that a command may lack -> the extra that has them."""
 
 
 class _Group(click.Group):
@@ -39,6 +43,15 @@ class _Group(click.Group):
         except ZarrbufError as exc:
             click.echo(f"zarrbuf: {printable(str(exc))}", err=True)
             ctx.exit(2 if isinstance(exc, InvalidInputError) else 1)
+        except ModuleNotFoundError as exc:
+            if exc.name not in _EXTRAS:
+                raise
+            click.echo(
+                f"zarrbuf: {exc.name} is not installed; "
+                f"pip install 'zarrbuf[{_EXTRAS[exc.name]}]'",
+                err=True,
+            )
+            ctx.exit(1)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -231,7 +244,7 @@ def verify(
 _CONVERSION = (convert, recompress, export)
 _CURATION = (merge, split)
 _UPKEEP = (remove, prune, vacuum, unpin, repair, show_log)
-for _command in (*_CONVERSION, *_CURATION, *_UPKEEP):
+for _command in (*_CONVERSION, *_CURATION, *_UPKEEP, view):
     main.add_command(_command)
 
 

@@ -66,9 +66,11 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def show_progress(what: str) -> Iterator[Callable[[int, int], None]]:
+def show_progress(
+    what: str, *, unit: str = "trajectories"
+) -> Iterator[Callable[[int, int], None]]:
     """Show a bar on a terminal; be quiet in a pipe."""
-    with tqdm(desc=what, unit=" trajectories", disable=None, leave=False) as bar:
+    with tqdm(desc=what, unit=f" {unit}", disable=None, leave=False) as bar:
 
         def update(done: int, total: int) -> None:
             bar.total = total

@@ -1,0 +1,189 @@
+"""One trajectory as a file to show others: a clip (mp4, gif) or a contact sheet (png).
+
+Owns which pictures that takes and that no file is left half-written.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+from PIL import Image
+
+from zarrbuf.arguments import check_whole_number
+from zarrbuf.errors import InvalidInputError, StorageError
+from zarrbuf.format import new_uuid
+from zarrbuf.jobs import Progress
+from zarrbuf.pictures import Picture, beside, shrink, to_picture
+from zarrbuf.playback import open_playback
+from zarrbuf.recording import Recording
+from zarrbuf.visualize import plot_sheet, save_figure
+
+SUFFIXES: Final = (".mp4", ".gif", ".png")
+DEFAULT_FPS: Final = 10.0
+SHEET_FRAMES: Final = 40
+_SHEET_SIDE: Final = 320
+_AHEAD: Final = 8
+"""Steps that are fetched in one round."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What was written.
+
+    Attributes:
+        path: the file.
+        trajectory: name of the trajectory.
+        cameras: which are shown, side by side.
+        num_frames: pictures in it.
+        num_bytes: size of the file.
+    """
+
+    path: str
+    trajectory: str
+    cameras: tuple[str, ...]
+    num_frames: int
+    num_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return asdict(self)
+
+
+def export_clip(
+    source: Any,
+    path: str | os.PathLike[str],
+    *,
+    trajectory_id: int | None = None,
+    env: int = 0,
+    camera: str | None = None,
+    fps: float = DEFAULT_FPS,
+    progress: Progress | None = None,
+) -> Clip:
+    """Write the current observations of a trajectory as a clip or a contact sheet.
+
+    Args:
+        source: a buffer of zarrbuf's or a folder of RLinf's: path, URL, open buffer or
+            `Playback`.
+        path: a file that ends in .mp4, .gif or .png (a sheet of at most 40 steps).
+        trajectory_id: which; None for the first of the list.
+        env: which environment, `b`.
+        camera: which images; None for all cameras, side by side.
+        fps: steps a second in a clip.
+        progress: called with (pictures done, pictures in all).
+
+    Raises:
+        InvalidInputError: if an argument is not allowed, or there are no images.
+        TrajectoryNotFoundError: if it is not listed.
+        FormatError: if an image is damaged; no file is left.
+        StorageError: if it cannot be written.
+    """
+    path = os.fspath(path)
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix not in SUFFIXES:
+        raise InvalidInputError(
+            f"{path!r} ends in {suffix or 'nothing'!r}; allowed are "
+            f"{', '.join(SUFFIXES)}"
+        )
+    if not (math.isfinite(fps) and 0.1 <= fps <= 1000):
+        raise InvalidInputError(f"fps is {fps}; allowed are 0.1 to 1000")
+    playback = open_playback(source)
+    position = 0 if trajectory_id is None else playback.find(trajectory_id)
+    recording = playback.recording(position)
+    check_whole_number("env", env)
+    if not 0 <= env < recording.num_envs:
+        raise InvalidInputError(
+            f"env is {env}; {recording.name} has 0 to {recording.num_envs - 1}"
+        )
+    cameras = _cameras(recording, camera)
+    steps = range(recording.num_steps)
+    if suffix == ".png":
+        every = -(-len(steps) // SHEET_FRAMES)
+        steps = steps[::every]
+    pictures = _pictures(recording, cameras, steps, env, progress)
+    if suffix == ".png":
+        _write_sheet(path, pictures, steps, recording, cameras, env)
+    elif suffix == ".gif":
+        _write_whole(path, lambda name: _write_gif(name, pictures, fps=fps))
+    else:
+        # Imported when needed: FFmpeg is in an extra of its own.
+        video = importlib.import_module("zarrbuf.video")
+        _write_whole(path, lambda name: video.write_mp4(name, pictures, fps=fps))
+    return Clip(path, recording.name, cameras, len(steps), os.path.getsize(path))
+
+
+def _cameras(recording: Recording, camera: str | None) -> tuple[str, ...]:
+    found = recording.cameras
+    if camera is not None:
+        found = [one for one in found if one == camera]
+    if not found:
+        raise InvalidInputError(
+            f"{recording.name} has no images"
+            + (f" {camera!r}" if camera else "")
+            + f"; there are {', '.join(recording.cameras) or 'none'}"
+        )
+    return tuple(found)
+
+
+def _pictures(
+    recording: Recording,
+    cameras: tuple[str, ...],
+    steps: range,
+    env: int,
+    progress: Progress | None,
+) -> Iterator[Picture]:
+    """Yield the pictures of some steps, several of them fetched at once."""
+    names = [f"curr_obs/{camera}" for camera in cameras]
+    for number, step in enumerate(steps):
+        if number % _AHEAD == 0:
+            near = np.array(steps[number : number + _AHEAD])
+            recording.fetch_samples(names, steps=near, env=env)
+        shown = [to_picture(recording.sample(n, step=step, env=env)) for n in names]
+        yield beside(shown)
+        if progress is not None:
+            progress(number + 1, len(steps))
+
+
+def _write_sheet(
+    path: str,
+    pictures: Iterator[Picture],
+    steps: range,
+    recording: Recording,
+    cameras: tuple[str, ...],
+    env: int,
+) -> None:
+    small = [shrink(one, max_side=_SHEET_SIDE) for one in pictures]
+    title = f"{recording.name}, env {env}: {', '.join(cameras)}"
+    save_figure(plot_sheet(small, [f"step {t}" for t in steps], title=title), path)
+
+
+def _write_gif(name: str, pictures: Iterator[Picture], *, fps: float) -> None:
+    first, *rest = (Image.fromarray(one) for one in pictures)
+    first.save(
+        name,
+        format="GIF",
+        save_all=True,
+        append_images=rest,
+        duration=round(1000 / fps),
+        loop=0,
+    )
+
+
+def _write_whole(path: str, write: Callable[[str], None]) -> None:
+    """Have a file written under another name first; nothing is left if that fails."""
+    directory, name = os.path.split(os.path.abspath(path))
+    partial = os.path.join(directory, f".{new_uuid()[:8]}.{name}")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    except OSError as exc:
+        raise StorageError(f"{path}: cannot be written: {exc}") from exc
+    finally:
+        with suppress(OSError):
+            os.remove(partial)

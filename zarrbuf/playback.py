@@ -1,0 +1,135 @@
+"""The trajectories of a buffer to be looked at, one after the other.
+
+Owns what is kept open and decoded. Knows no figure and no key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from zarrbuf.cache import LruCache
+from zarrbuf.errors import EmptyBufferError, TrajectoryNotFoundError
+from zarrbuf.fetching import FetchCost
+from zarrbuf.format import AnyArray
+from zarrbuf.locations import Location, StorageOptions, open_storage
+from zarrbuf.opening import open_store
+from zarrbuf.recording import PlaybackStats, Recording
+from zarrbuf.sources import location_of
+from zarrbuf.stores import TrajectoryStore, known_name
+
+CHUNK_CACHE_BYTES: Final = 256 << 20
+"""Decoded chunks that are kept."""
+MAX_RECORDINGS: Final = 4
+"""Trajectories that are kept open; one of a `pt` file is in memory whole."""
+_NUM_NEAREST: Final = 4
+
+
+class Playback:
+    """The trajectories of a buffer, in the order of its list, to be looked at.
+
+    Attributes:
+        url: where the buffer lies.
+        rows: its rows.
+        stats: what looking has cost so far.
+    """
+
+    def __init__(self, store: TrajectoryStore) -> None:
+        """Look at what `store` lists now.
+
+        Raises:
+            EmptyBufferError: if that is nothing.
+        """
+        self._store = store
+        self.rows = store.rows
+        self.url = store.url or "memory"
+        self.stats = PlaybackStats()
+        if not len(self.rows):
+            raise EmptyBufferError(f"{self.url} lists no trajectory")
+        self._kept: LruCache[tuple[str, str, int], AnyArray] = LruCache(
+            max_cost=CHUNK_CACHE_BYTES, max_items=1 << 16
+        )
+        self._recordings: LruCache[int, Recording] = LruCache(
+            max_cost=MAX_RECORDINGS, max_items=MAX_RECORDINGS
+        )
+
+    def __len__(self) -> int:
+        """Return the number of trajectories."""
+        return len(self.rows)
+
+    def shape(self, position: int) -> tuple[int, int]:
+        """Return `T` and `B` of a trajectory."""
+        columns = (self.rows.column(name)[position] for name in ("T", "B"))
+        num_steps, num_envs = map(int, columns)
+        return num_steps, num_envs
+
+    def find(self, trajectory_id: int) -> int:
+        """Return the position of a trajectory.
+
+        Raises:
+            TrajectoryNotFoundError: if it is not listed, naming the nearest that are.
+        """
+        ids = self.rows.trajectory_ids
+        found = np.flatnonzero(ids == trajectory_id)
+        if len(found):
+            return int(found[0])
+        distance = abs(ids.astype(object) - trajectory_id)
+        nearest = np.argsort(distance, kind="stable")[:_NUM_NEAREST]
+        names = ", ".join(str(one) for one in sorted(ids[nearest].tolist()))
+        raise TrajectoryNotFoundError(
+            f"trajectory {trajectory_id} is not listed; the nearest are {names}"
+        )
+
+    def name(self, position: int) -> str:
+        """Return the name that people know a trajectory by."""
+        return known_name(self.rows.row(position), self._store.suffix)
+
+    def recording(self, position: int) -> Recording:
+        """Return a trajectory, opened.
+
+        Raises:
+            NotFoundError: if its archive is not there.
+            FormatError: if it is damaged.
+            StorageError: if the storage failed.
+        """
+        found = self._recordings.get(position)
+        if found is None:
+            row = self.rows.row(position)
+            (archive,) = self._store.open_archives([row], FetchCost())
+            found = Recording(
+                archive,
+                row,
+                name=self.name(position),
+                stats=self.stats,
+                kept=self._kept,
+            )
+            self._recordings.put(position, found, cost=1)
+        return found
+
+
+def open_playback(
+    source: Any,
+    *,
+    version: int | None = None,
+    storage_options: StorageOptions | None = None,
+    allow_bases: Sequence[Location] = (),
+) -> Playback:
+    """Open a buffer of zarrbuf's, or a folder of RLinf's, to look at it.
+
+    Args:
+        source: path, URL, open buffer, or a playback, which is returned.
+        version: as it was after that commit; None for now.
+        storage_options: for object stores, see `TrajectoryReplayBuffer`.
+        allow_bases: see `TrajectoryReplayBuffer`.
+
+    Raises:
+        NotFoundError: if there is none.
+        EmptyBufferError: if it lists no trajectory.
+    """
+    if isinstance(source, Playback):
+        return source
+    location = location_of(source)
+    storage = open_storage(location, storage_options, allow_bases=allow_bases)
+    return Playback(open_store(storage, version=version))

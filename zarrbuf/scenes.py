@@ -1,0 +1,329 @@
+"""What is shown of a place in a buffer: pictures, numbers and curves, not yet drawn.
+
+Owns what stands in a title, and that what cannot be read is shown as such and stops
+nobody. Knows no figure.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+
+from zarrbuf.background import BackgroundThread
+from zarrbuf.curves import CURVE_FIELDS, ENDINGS, Curves, make_curves
+from zarrbuf.errors import ZarrbufError
+from zarrbuf.format import AnyArray
+from zarrbuf.navigation import Place
+from zarrbuf.pictures import (
+    Picture,
+    broken_picture,
+    shrink,
+    square_columns,
+    tile,
+    to_picture,
+)
+from zarrbuf.playback import Playback
+from zarrbuf.recording import Recording
+
+USUAL_CAMERAS: Final = ("main_images", "wrist_images", "extra_view_images")
+Layout = Literal["camera", "cameras", "envs"]
+_STAGES: Final = ("current", "next")
+_BROKEN_SIZE: Final = (96, 128)
+_GRID_SIDE: Final = 2048
+"""Pixels of a grid of environments; its tiles are shrunk to that."""
+_MAX_NUMBERS: Final = 16
+"""Of an action, in the title."""
+_MAX_BARS: Final = 64
+"""Of a state, where it is shown instead of images."""
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """One observation, or those of all environments side by side.
+
+    Attributes:
+        title: what is put above it.
+        picture: what is shown; None if there is none.
+        values: numbers that are shown where there are no images, [n].
+        envs: which environment each tile shows; empty if there is but one.
+        error: why it could not be read.
+    """
+
+    title: str
+    picture: Picture | None = None
+    values: AnyArray | None = None
+    envs: tuple[int, ...] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What is shown of one place.
+
+    Attributes:
+        place: which.
+        heading: lines above everything.
+        panels: current and next observation of each camera that is shown.
+        curves: of the environment; the same object as long as that is the same.
+    """
+
+    place: Place
+    heading: tuple[str, ...]
+    panels: tuple[tuple[Panel, Panel], ...]
+    curves: Curves
+
+
+def choose_camera(recording: Recording, wanted: str) -> str | None:
+    """Return the camera that is shown of a trajectory; None if it has none.
+
+    Falls back to the first of RLinf's three that is there, else the first by name.
+    """
+    if wanted in recording.cameras:
+        return wanted
+    usual = [name for name in USUAL_CAMERAS if name in recording.cameras]
+    return next(iter([*usual, *recording.cameras]), None)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be shown.
+
+    Attributes:
+        place: which trajectory, step and environment.
+        camera: name of the images; another one if the trajectory has no such.
+        layout: one "camera", all "cameras", or one camera of all "envs".
+    """
+
+    place: Place
+    camera: str = USUAL_CAMERAS[0]
+    layout: Layout = "camera"
+
+
+class SceneReader:
+    """Makes scenes of places in a buffer, and reads ahead.
+
+    Attributes:
+        playback: the buffer.
+    """
+
+    def __init__(self, playback: Playback) -> None:
+        """Read nothing yet."""
+        self.playback = playback
+        self._curves: tuple[tuple[int, int], Curves] | None = None
+        self._thread = BackgroundThread("zarrbuf-scenes")
+        self._pending: dict[Wish, Future[None]] = {}
+
+    def read(self, wish: Wish) -> Scene:
+        """Read what is to be shown; what cannot be read is shown as such."""
+        place = wish.place
+        where = _where(self.playback, place)
+        self._prepare(wish)
+        try:
+            recording = self.playback.recording(place.position)
+        except ZarrbufError as exc:
+            return _broken_scene(place, where, str(exc), self.playback)
+        curves = self._read_curves(recording, place)
+        envs, names = _shown(recording, wish)
+        what = _what_happened(recording, place, curves)
+        return Scene(
+            place,
+            (where, *what),
+            tuple(
+                (
+                    _panel(recording, place, name, 0, envs),
+                    _panel(recording, place, name, 1, envs),
+                )
+                for name in names or (None,)
+            ),
+            curves,
+        )
+
+    def _prepare(self, wish: Wish) -> None:
+        """Have pictures in memory, fetched in one round if they are not."""
+        pending = self._pending.pop(wish, None)
+        if pending is None or pending.cancel():
+            self._read_pictures(wish)
+        else:
+            pending.result()
+
+    def read_ahead(self, wishes: Sequence[Wish]) -> None:
+        """Read pictures in the background, instead of those asked for before.
+
+        What goes wrong is shown where the picture is looked at.
+        """
+        self._thread.cancel()
+        under_way = {one: f for one, f in self._pending.items() if f.running()}
+        self._pending = under_way | {
+            wish: self._thread.submit(functools.partial(self._read_pictures, wish))
+            for wish in wishes
+            if wish not in under_way
+        }
+
+    def _read_pictures(self, wish: Wish) -> None:
+        with suppress(ZarrbufError):  # raised again when one is looked at
+            recording = self.playback.recording(wish.place.position)
+            envs, names = _shown(recording, wish)
+            recording.read_observations(names, step=wish.place.step, envs=envs)
+
+    def _read_curves(self, recording: Recording, place: Place) -> Curves:
+        key = (place.position, place.env)
+        if self._curves is None or self._curves[0] != key:
+            self._curves = key, read_curves(recording, place.env)
+        return self._curves[1]
+
+    def close(self) -> None:
+        """Read nothing ahead any more. Safe twice."""
+        self._thread.close()
+
+
+def read_curves(recording: Recording, env: int) -> Curves:
+    """Read the curves of one environment; what cannot be read is said in them."""
+    wanted = [name for name in CURVE_FIELDS if name in recording.fields]
+    if not recording.cameras:
+        wanted += [f"curr_obs/{name}" for name in recording.vectors]
+    fields: dict[str, AnyArray] = {}
+    problems: list[str] = []
+    with suppress(ZarrbufError):  # each is read, and its error told, below
+        recording.fetch_samples(wanted, steps=np.arange(recording.num_steps), env=env)
+    for name in wanted:
+        try:
+            fields[name.removeprefix("curr_obs/")] = recording.series(name, env=env)
+        except ZarrbufError as exc:
+            problems.append(str(exc))
+    return make_curves(fields, recording.num_steps, problems=tuple(problems))
+
+
+def _shown(recording: Recording, wish: Wish) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Return which environments and which observations are shown."""
+    camera = choose_camera(recording, wish.camera)
+    if camera is None:
+        return (wish.place.env,), ()
+    if wish.layout == "cameras":
+        return (wish.place.env,), tuple(recording.cameras)
+    if wish.layout == "envs":
+        return tuple(range(recording.num_envs)), (camera,)
+    return (wish.place.env,), (camera,)
+
+
+def _panel(
+    recording: Recording,
+    place: Place,
+    camera: str | None,
+    stage: int,
+    envs: tuple[int, ...],
+) -> Panel:
+    title = f"{_STAGES[stage]} observation"
+    if camera is None:
+        return _vector_panel(recording, place, stage, title)
+    title = f"{title}: {camera}"
+    if not recording.has(camera, stage):
+        return Panel(f"{title} (none)")
+    pictures: list[Picture] = []
+    errors: list[str] = []
+    for env in envs:
+        try:
+            image = recording.observation(camera, stage=stage, step=place.step, env=env)
+            pictures.append(to_picture(image))
+        except ZarrbufError as exc:
+            size = recording.image_size(camera, stage)
+            pictures.append(broken_picture(*size))
+            errors.append(str(exc))
+    if len(envs) == 1:
+        return Panel(title, pictures[0], error="; ".join(errors))
+    columns = square_columns(len(envs))
+    pictures = [shrink(one, max_side=_GRID_SIDE // columns) for one in pictures]
+    grid = tile(pictures, num_columns=columns)
+    return Panel(title, grid, envs=envs, error="; ".join(errors[:1]))
+
+
+def _vector_panel(recording: Recording, place: Place, stage: int, title: str) -> Panel:
+    """Show the numbers of an observation, where there are no images."""
+    names = [name for name in recording.vectors if recording.has(name, stage)]
+    if not names:
+        return Panel(f"{title} (none)")
+    try:
+        numbers = [
+            recording.observation(name, stage=stage, step=place.step, env=place.env)
+            for name in names
+        ]
+    except ZarrbufError as exc:
+        return Panel(title, error=str(exc))
+    flat = np.concatenate([np.real(one).reshape(-1) for one in numbers])
+    title = f"{title}: {', '.join(names)}"
+    return Panel(title, values=flat[:_MAX_BARS].astype(np.float64))
+
+
+def _broken_scene(place: Place, where: str, error: str, playback: Playback) -> Scene:
+    broken = broken_picture(*_BROKEN_SIZE)
+    left, right = (
+        Panel(f"{stage} observation", broken, error=why)
+        for stage, why in zip(_STAGES, (error, ""), strict=True)
+    )
+    num_steps, _ = playback.shape(place.position)
+    return Scene(place, (where, "cannot be read"), ((left, right),), Curves(num_steps))
+
+
+def _where(playback: Playback, place: Place) -> str:
+    row = playback.rows.row(place.position)
+    num_steps, num_envs = playback.shape(place.position)
+    return (
+        f"Trajectory ID {row.trajectory_id} (#{place.position}/{len(playback) - 1}) | "
+        f"Step {place.step}/{num_steps - 1} | Env {place.env}/{num_envs - 1}"
+    )
+
+
+def _what_happened(
+    recording: Recording, place: Place, curves: Curves
+) -> tuple[str, ...]:
+    """Say action, reward and what ended at a step."""
+    parts: list[str] = []
+    for name, say in (("actions", _say_numbers), ("rewards", _say_number)):
+        if name not in recording.fields:
+            continue
+        try:
+            value = recording.sample(name, step=place.step, env=place.env)
+        except ZarrbufError:
+            parts.append(f"{name}: cannot be read")
+        else:
+            parts.append(say(value))
+    parts += [
+        f"{name.removesuffix('s').capitalize()}: {bool(curves.flags[name][place.step])}"
+        for name in ENDINGS
+        if name in curves.flags and (name == "dones" or curves.flags[name][place.step])
+    ]
+    if any(start <= place.step < stop for start, stop in curves.intervened):
+        parts.append("Intervention")
+    lines = [" | ".join(parts)] if parts else []
+    if curves.episodes:
+        number = curves.episode_at(place.step)
+        lines.append(_say_episode(number, curves))
+    return (*lines, *(f"damaged: {one}" for one in curves.problems[:1]))
+
+
+def _say_episode(number: int, curves: Curves) -> str:
+    one = curves.episodes[number]
+    total = "" if one.total is None else f", return {one.total:.4g}"
+    over = "" if one.is_over else ", not over"
+    return (
+        f"Episode {number + 1}/{len(curves.episodes)}: steps {one.start} to "
+        f"{one.stop - 1}{total}{over}"
+    )
+
+
+def _say_number(value: AnyArray) -> str:
+    if value.size == 1:
+        return f"Reward: {value.item():.4f}"
+    return f"Reward: {value.sum():.4f} (sum of {value.size})"
+
+
+def _say_numbers(value: AnyArray) -> str:
+    numbers = np.real(value).reshape(-1)
+    text = " ".join(f"{one:.3f}" for one in numbers[:_MAX_NUMBERS].tolist())
+    more = f" ... ({numbers.size})" if numbers.size > _MAX_NUMBERS else ""
+    return f"Action: [{text}{more}]"

@@ -1,0 +1,142 @@
+"""The command that shows a buffer: view.
+
+One command, one call. The viewer is loaded only here: it needs matplotlib.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import click
+
+import zarrbuf
+from zarrbuf.terminal import (
+    ALLOW_BASE_OPTION,
+    AT_OPTION,
+    JSON_OPTION,
+    STORAGE_OPTION,
+    format_bytes,
+    print_json,
+    printable,
+    show_progress,
+)
+
+_FORMS: Final[dict[str, Any]] = {
+    "--web": "web",
+    "--headless": "prompt",
+    "--no-display": "image",
+}
+
+
+@click.command()
+@click.argument("path")
+@click.option(
+    "--camera",
+    metavar="NAME",
+    help="Which images: main_images (default), wrist_images, extra_view_images or "
+    "another that there is.",
+)
+@click.option(
+    "--trajectory", "trajectory_id", type=int, metavar="ID", help="Start there."
+)
+@click.option("--step", type=int, default=0, show_default=True, help="Start there.")
+@click.option("--env", type=int, default=0, show_default=True, help="Start there.")
+@click.option("--web", is_flag=True, help="In a browser, over SSH too.")
+@click.option(
+    "--port", type=int, help="Of the page, on 127.0.0.1; default 8988, 0 for any."
+)
+@click.option("--headless", is_flag=True, help="A prompt that writes an image file.")
+@click.option("--save-image", is_flag=True, help="Write the image at every move.")
+@click.option(
+    "--no-display", is_flag=True, help="With --save-image: write one image and end."
+)
+@click.option(
+    "--output",
+    default="replay_buffer_viz.png",
+    show_default=True,
+    metavar="FILE",
+    help="The image file.",
+)
+@click.option(
+    "--export",
+    "clip",
+    metavar="FILE",
+    help="Write the trajectory as a clip (.mp4, .gif) or a contact sheet (.png).",
+)
+@click.option("--fps", type=float, default=10.0, show_default=True, help="Of a clip.")
+@AT_OPTION
+@STORAGE_OPTION
+@ALLOW_BASE_OPTION
+@JSON_OPTION
+def view(
+    path: str,
+    camera: str | None,
+    trajectory_id: int | None,
+    step: int,
+    env: int,
+    web: bool,
+    port: int | None,
+    headless: bool,
+    save_image: bool,
+    no_display: bool,
+    output: str,
+    clip: str | None,
+    fps: float,
+    version: int | None,
+    storage_options: dict[str, Any],
+    allow_bases: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Look through the buffer at PATH, frame by frame."""
+    forms = {"--web": web, "--headless": headless, "--no-display": no_display}
+    forms["--export"] = clip is not None
+    chosen = [name for name, is_given in forms.items() if is_given]
+    if len(chosen) > 1:
+        raise click.UsageError(f"{' and '.join(chosen)} exclude each other")
+    if no_display and not save_image:
+        raise click.UsageError("--no-display needs --save-image")
+    if port is not None and not web:
+        raise click.UsageError("--port is for --web")
+    playback = zarrbuf.open_playback(
+        path, version=version, storage_options=storage_options, allow_bases=allow_bases
+    )
+    if clip is not None:
+        with show_progress("export", unit="frames") as progress:
+            done = zarrbuf.export_clip(
+                playback,
+                clip,
+                trajectory_id=trajectory_id,
+                env=env,
+                camera=camera,
+                fps=fps,
+                progress=progress,
+            )
+        _report(done, as_json=as_json)
+        return
+    zarrbuf.view(
+        playback,
+        _FORMS[chosen[0]] if chosen else "window",
+        camera=camera,
+        trajectory_id=trajectory_id,
+        step=step,
+        env=env,
+        output=output,
+        save_each=save_image,
+        port=port,
+        say=_say,
+    )
+
+
+def _report(done: Any, *, as_json: bool) -> None:
+    if as_json:
+        print_json(done.to_json())
+        return
+    click.echo(
+        f"{printable(done.path)}: {done.num_frames} frames of "
+        f"{printable(done.trajectory)}, {format_bytes(done.num_bytes)}"
+    )
+
+
+def _say(text: str) -> None:
+    """Say something, what a terminal would obey escaped line by line."""
+    click.echo("\n".join(map(printable, text.splitlines())))

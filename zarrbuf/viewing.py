@@ -1,0 +1,216 @@
+"""Somebody looks through a buffer: where, at which camera, what a command changes.
+
+Owns the commands, their keys and words, and what is said to who looks. Draws nothing
+and reads no key.
+"""
+
+from __future__ import annotations
+
+from typing import Final, get_args
+
+from zarrbuf.errors import InvalidInputError, ZarrbufError
+from zarrbuf.navigation import FAR, MOVES, Place, check_place, neighbours
+from zarrbuf.playback import Playback
+from zarrbuf.scenes import (
+    USUAL_CAMERAS,
+    Layout,
+    Scene,
+    SceneReader,
+    Wish,
+    choose_camera,
+)
+
+KEYS: Final = {
+    "right": "next",
+    "n": "next",
+    "left": "prev",
+    "p": "prev",
+    "up": "next_trajectory",
+    "down": "prev_trajectory",
+    "b": "next_env",
+    "v": "prev_env",
+    "home": "home",
+    "end": "end",
+    "pagedown": "far_next",
+    "pageup": "far_prev",
+    "c": "next_camera",
+    "a": "cameras",
+    "g": "envs",
+}
+"""Keys of a window -> commands; those of RLinf's visualizer mean what they do there."""
+HELP_LINE: Final = (
+    "Keys: \N{LEFTWARDS ARROW}\N{RIGHTWARDS ARROW}/p/n=step | PgUp/PgDn="
+    f"{FAR} steps | \N{UPWARDS ARROW}\N{DOWNWARDS ARROW}=traj | b/v=env | "
+    "c=camera, a=all | g=all envs | s=save | Home/End | q=quit | click a curve"
+)
+
+
+class Viewing:
+    """Where somebody looks in a buffer, and at what.
+
+    Attributes:
+        playback: the buffer.
+        place: where they look.
+        camera: the images they want to see.
+        layout: one "camera", all "cameras", or one camera of all "envs".
+        message: what the last command had to say; empty for nothing.
+    """
+
+    def __init__(
+        self,
+        playback: Playback,
+        *,
+        camera: str = USUAL_CAMERAS[0],
+        place: Place | None = None,
+    ) -> None:
+        """Start somewhere.
+
+        Args:
+            playback: the buffer.
+            camera: one of RLinf's three, which may be missing, or one that there is.
+            place: where to start; None for the first sample.
+
+        Raises:
+            InvalidInputError: if there is no such camera, step or environment.
+        """
+        self.playback = playback
+        self.place = check_place(place or Place(), playback)
+        self.camera = camera
+        self.layout: Layout = "camera"
+        self.message = ""
+        self._scenes = SceneReader(playback)
+        self._before: Place | None = None
+        if camera not in USUAL_CAMERAS:
+            _check_camera(playback, self.place.position, camera)
+
+    def do(self, command: str) -> None:
+        """Do a command: a move, or another way to look.
+
+        Args:
+            command: a key of `MOVES`, "next_camera", "cameras" or "envs".
+        """
+        self.message = ""
+        if command in MOVES:
+            self._go(MOVES[command](self.place, self.playback))
+        elif command == "next_camera":
+            self._next_camera()
+        else:
+            (layout,) = (one for one in get_args(Layout) if one == command)
+            self.layout = "camera" if self.layout == layout else layout
+
+    def _go(self, place: Place) -> None:
+        if place == self.place:
+            self.message = "this is the end: there is nothing further that way"
+            return
+        if place.position != self.place.position:
+            self.message = f"now in {self.playback.name(place.position)}"
+        self._before, self.place = self.place, place
+
+    def jump(self, text: str) -> None:
+        """Go to the first sample of a trajectory named by its id.
+
+        Raises:
+            InvalidInputError: if the text is no number.
+            TrajectoryNotFoundError: naming the nearest that are listed.
+        """
+        try:
+            trajectory_id = int(text)
+        except ValueError:
+            raise InvalidInputError(
+                f"{text!r:.40} is no trajectory id; write a number"
+            ) from None
+        self.message = ""
+        position = self.playback.find(trajectory_id)
+        if Place(position) != self.place:
+            self._go(Place(position))
+
+    def go_to_step(self, step: int) -> None:
+        """Go to a step of the trajectory, the nearest there is."""
+        self.message = ""
+        num_steps, _ = self.playback.shape(self.place.position)
+        step = min(max(0, step), num_steps - 1)
+        place = Place(self.place.position, step, self.place.env)
+        if place != self.place:
+            self._go(place)
+
+    def choose_camera(self, camera: str) -> None:
+        """Look at another camera.
+
+        Raises:
+            InvalidInputError: naming those that there are.
+        """
+        _check_camera(self.playback, self.place.position, camera)
+        self.camera, self.message = camera, f"camera {camera}"
+
+    def _next_camera(self) -> None:
+        cameras = self.cameras()
+        if len(cameras) < 2:
+            self.message = "there is no other camera"
+            return
+        number = cameras.index(self.camera) if self.camera in cameras else -1
+        self.choose_camera(cameras[(number + 1) % len(cameras)])
+
+    def cameras(self) -> list[str]:
+        """Return the cameras of the trajectory; none if it cannot be read."""
+        try:
+            return self.playback.recording(self.place.position).cameras
+        except ZarrbufError:
+            return []
+
+    def scene(self) -> Scene:
+        """Read what is to be shown now, and start to read what will be next.
+
+        A camera that the trajectory does not have is given up for one that it has,
+        which `message` says.
+        """
+        self._fall_back()
+        scene = self._scenes.read(self._wish(self.place))
+        places = neighbours(self.place, self._before, self.playback)
+        self._scenes.read_ahead([self._wish(place) for place in places])
+        return scene
+
+    def _fall_back(self) -> None:
+        try:
+            recording = self.playback.recording(self.place.position)
+        except ZarrbufError:
+            return
+        chosen = choose_camera(recording, self.camera)
+        if chosen is None or chosen == self.camera:
+            return
+        note = (
+            f"{recording.name} has no {self.camera}: showing {chosen} "
+            f"(there are {', '.join(recording.cameras)})"
+        )
+        self.message = f"{self.message} | {note}" if self.message else note
+        self.camera = chosen
+
+    def _wish(self, place: Place) -> Wish:
+        return Wish(place, self.camera, self.layout)
+
+    def info(self) -> list[str]:
+        """Say where this is, and what the list tells of the trajectory."""
+        place, row = self.place, self.playback.rows.row(self.place.position)
+        num_steps, num_envs = self.playback.shape(place.position)
+        lines = [
+            f"Trajectory ID: {row.trajectory_id} "
+            f"(#{place.position}/{len(self.playback) - 1})",
+            f"Step: {place.step}/{num_steps - 1}",
+            f"Env (batch): {place.env}/{num_envs - 1}",
+            f"Shape: {row.shape}",
+            f"Weights: {row.model_weights_id or '-'}",
+            f"Camera: {self.camera} (there are {', '.join(self.cameras()) or 'none'})",
+        ]
+        return [*lines, *(f"{name}: {value}" for name, value in row.tags.items())]
+
+    def close(self) -> None:
+        """Read nothing ahead any more. Safe twice."""
+        self._scenes.close()
+
+
+def _check_camera(playback: Playback, position: int, camera: str) -> None:
+    recording = playback.recording(position)
+    if camera not in recording.cameras:
+        raise InvalidInputError(
+            f"camera is {camera!r}; {recording.name} has "
+            f"{', '.join(recording.cameras) or 'none'}"
+        )
