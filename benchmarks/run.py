@@ -22,6 +22,7 @@ from benchmarks import (
     states,
     tables,
     threads,
+    viewing,
 )
 from benchmarks.options import Options, say
 
@@ -37,6 +38,7 @@ PARTS: Final[Mapping[str, tuple[str, Part]]] = {
     "remote": ("An object store", remote.run),
     "scale": ("A million trajectories", scale.run),
     "merging": ("A million trajectories, merged", merging.run),
+    "viewing": ("Frames looked at", viewing.run),
 }
 
 
