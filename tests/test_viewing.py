@@ -225,6 +225,25 @@ def test_s_saves_and_every_move_if_told_to(
     plt.close(each.figure)
 
 
+def test_saving_does_not_touch_what_the_window_shows(shown: Shown) -> None:
+    """The image has other pixels; the window draws over what it had before."""
+
+    def pictures() -> Any:
+        canvas: Any = shown.figure.canvas
+        pixels = np.asarray(canvas.buffer_rgba()).copy()
+        assert pixels.shape == (800, 1400, 4)
+        return pixels[100:700]  # what is said stands above, the text box below
+
+    shown.key("right")
+    before = pictures()
+    canvas = shown.figure.canvas
+    shown.key("s", "right", "left")
+    assert shown.figure.canvas is canvas
+    assert np.array_equal(pictures(), before)
+    shown.key("g", "s", "g")
+    assert np.array_equal(pictures(), before)
+
+
 def test_a_damaged_trajectory_is_passed_through(buffer: Path, tmp_path: Path) -> None:
     archive_of(buffer, 1).write_bytes(b"no archive")
     found = Shown(buffer, tmp_path)

@@ -283,13 +283,13 @@ def test_an_image_file_is_replaced_whole(
     with Image.open(path) as image:
         assert image.size == (2100, 1200)
     whole = path.read_bytes()
-    real = Figure.savefig
+    real = FigureCanvasAgg.print_figure
 
-    def torn(self: Figure, name: str, **more: Any) -> None:
+    def torn(self: FigureCanvasAgg, name: str, **more: Any) -> None:
         real(self, name, **more)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Figure, "savefig", torn)
+    monkeypatch.setattr(FigureCanvasAgg, "print_figure", torn)
     with pytest.raises(StorageError, match=r"viz\.png: cannot be written"):
         save_figure(figure, path)
     assert path.read_bytes() == whole

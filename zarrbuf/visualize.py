@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
@@ -109,6 +110,8 @@ class Screen:
     def _keep_background(self, event: Any) -> None:
         """Keep what stays, after a whole drawing, and draw the rest over it."""
         canvas: Any = event.canvas
+        if canvas.is_saving():  # then all is drawn, in other pixels
+            return
         if canvas.supports_blit:
             self._background = canvas.copy_from_bbox(self.figure.bbox)
         self._draw_moving()
@@ -344,10 +347,14 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     directory, name = os.path.split(os.path.abspath(path))
     suffix = os.path.splitext(name)[1] or ".png"
     partial = os.path.join(directory, f".{name}.{new_uuid()[:8]}{suffix}")
+    shown_on = figure.canvas
     try:
-        figure.savefig(partial, dpi=SAVED_DPI)
+        # Of a canvas of its own: a window's would keep pixels of this size.
+        FigureCanvasAgg(figure).print_figure(partial, dpi=SAVED_DPI)
         os.replace(partial, path)
     except (OSError, ValueError) as exc:
         with suppress(OSError):
             os.remove(partial)
         raise StorageError(f"{os.fspath(path)}: cannot be written: {exc}") from exc
+    finally:
+        figure.set_canvas(shown_on)
