@@ -19,10 +19,11 @@ from s3 import S3
 
 import zarrbuf
 from zarrbuf import TrajectoryReplayBuffer, cli, repair, verify
-from zarrbuf.errors import FormatError, NotFoundError
+from zarrbuf.errors import FormatError, NotFoundError, UnsupportedVersionError
 from zarrbuf.format import commit_path
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.locations import open_storage
+from zarrbuf.log_format import seal, unseal
 from zarrbuf.log_store import LogStore
 
 FOLDER = Path(__file__).parent / "data" / "rlinf_pt" / "rank_0"
@@ -257,6 +258,22 @@ def test_files_of_others_are_nobodys_business(source: Path) -> None:
     assert verify(source).is_sound
     done = repair(source, apply=True)
     assert (done.problems, done.steps, done.orphans) == ([], [], [])
+
+
+@pytest.mark.parametrize("is_first_damaged", [False, True])
+def test_a_commit_of_a_newer_program_is_not_damaged(
+    source: Path, is_first_damaged: bool
+) -> None:
+    path = source / commit_path(4)
+    header, *actions = unseal(path.read_bytes(), where="")
+    documents = [{**header, "zarrbuf": 2}, *actions]
+    path.write_bytes(seal(documents, actions=len(actions)))
+    if is_first_damaged:
+        flip(source / commit_path(3))
+    before = files_below(source)
+    with pytest.raises(UnsupportedVersionError):
+        repair(source, apply=True)
+    assert files_below(source) == before
 
 
 class StoppedError(BaseException):

@@ -14,7 +14,7 @@ import numpy as np
 
 from zarrbuf.checkpoints import newer_checkpoint, read_segment
 from zarrbuf.commits import CommitLog
-from zarrbuf.errors import FormatError, NotFoundError
+from zarrbuf.errors import FormatError, NotFoundError, UnsupportedVersionError
 from zarrbuf.format import COMMIT_NAME, MANIFEST_DIR, Schema, commit_path
 from zarrbuf.log_format import Commit, SegmentRef, parse_lone_commit
 from zarrbuf.manifest import Snapshot, parse_schemas
@@ -106,6 +106,8 @@ def _read_whole_commits(log: CommitLog, versions: Sequence[int]) -> str | None:
         before = log.snapshot.version
         try:
             log.refresh(until=before + 1)
+        except UnsupportedVersionError:
+            raise  # not damaged: a newer program wrote it
         except (FormatError, NotFoundError) as exc:
             return str(exc)
         if log.snapshot.version == before:
@@ -140,6 +142,8 @@ class _Rest:
                 storage.read(commit_path(number)), version=number, where=where
             )
             rows = list(_rows_of(storage, commit, where))
+        except UnsupportedVersionError:
+            raise
         except (FormatError, NotFoundError):
             return
         added = iter(rows)

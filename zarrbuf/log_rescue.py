@@ -200,9 +200,11 @@ def _merged_meta(now: Snapshot, meta: Mapping[str, Any]) -> dict[str, Any]:
 
 def _removal(now: Snapshot, uuids: set[str]) -> list[Action]:
     """Return the action that takes some trajectories off the list, if on it."""
+    if not uuids:
+        return []
     rows = now.rows
-    listed = [bytes(one).hex() in uuids for one in rows.fixed["uuid"].tolist()]
-    ids = rows.trajectory_ids[np.flatnonzero(listed)].tolist() if uuids else []
+    listed = [uuid.hex() in uuids for uuid in rows.fixed["uuid"].tolist()]
+    ids = rows.trajectory_ids[np.flatnonzero(listed)].tolist()
     return [{"action": "remove", "ids": ids, "reason": "repair"}] if ids else []
 
 

@@ -95,6 +95,7 @@ def repair(
     Raises:
         NotFoundError: if neither is there.
         FormatError: if `zarrbuf.json` is damaged: then there is no buffer to repair.
+        UnsupportedVersionError: if a commit is of a newer spec; nothing was changed.
         StorageError: if the storage failed; calling it again goes on.
     """
     location = location_of(path)
