@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +17,10 @@ from batches import assert_same_batch, draw, generator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from remote import Asked, loaded, memory_url, save, with_cameras
+from s3 import S3
 
 from zarrbuf import TrajectoryReplayBuffer
-from zarrbuf.background import BackgroundThread, Repeater
+from zarrbuf.background import BackgroundThread, EndingError, Repeater, UnderWay
 from zarrbuf.errors import FormatError, InvalidInputError, StorageError
 from zarrbuf.locations import open_storage
 from zarrbuf.log_store import LogStore
@@ -318,3 +323,67 @@ def test_a_repeater_stops_when_it_is_closed() -> None:
     dropped = Repeater(caller.call, interval_s=0.001)
     del caller
     eventually(lambda: not dropped.is_running)
+
+
+def test_the_interpreter_ends_in_the_middle_of_no_call() -> None:
+    calls = UnderWay()
+    is_under_way, may_go_on = threading.Event(), threading.Event()
+    order: list[str] = []
+
+    def call() -> None:
+        with calls:
+            is_under_way.set()
+            may_go_on.wait()
+            order.append("called")
+
+    def call_late() -> None:
+        try:
+            with calls:
+                order.append("begun after the end")
+        except EndingError:
+            order.append("refused")
+
+    def end() -> None:
+        calls.end()
+        order.append("ended")
+
+    first = threading.Thread(target=call, daemon=True)
+    first.start()
+    is_under_way.wait()
+    ending = threading.Thread(target=end)
+    ending.start()
+    ending.join(0.05)
+    assert order == []
+    may_go_on.set()
+    ending.join()
+    late = threading.Thread(target=call_late, daemon=True)
+    late.start()
+    late.join()
+    assert order == ["called", "ended", "refused"]
+    with calls:  # the last work of the main thread is done still
+        pass
+    calls.reset()
+    again = threading.Thread(target=call_late, daemon=True)
+    again.start()
+    again.join()
+    assert order[3:] == ["begun after the end"]
+
+
+@pytest.mark.parametrize("client", ["obstore", "s3fs"])
+def test_a_program_that_leaves_while_requests_are_under_way_ends_well(
+    client: str, s3: S3
+) -> None:
+    save(s3.url(), s3.options(client), with_cameras(2, num_steps=12))
+    s3.plan(latency_s=0.05)
+    program = (
+        "import json, sys\n"
+        "from remote import loaded\n"
+        "buffer = loaded(sys.argv[1], json.loads(sys.argv[2]), prefetch_batches=2)\n"
+        "buffer.sample(6)\n"
+        "buffer.sample(6)\n"
+    )
+    words = [sys.executable, "-c", program, s3.url(), json.dumps(s3.options(client))]
+    found = subprocess.run(
+        words, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=120
+    )
+    assert (found.returncode, found.stderr) == (0, "")

@@ -296,3 +296,24 @@ def test_an_image_file_is_replaced_whole(
     assert [one.name for one in path.parent.iterdir()] == ["viz.png"]
     with pytest.raises(StorageError):
         save_figure(figure, tmp_path / "none" / "viz.png")
+
+
+def test_names_are_text_and_no_formulas(tmp_path: Path) -> None:
+    name = r"$\wrong{$"
+    images = torch.zeros(3, 1, 8, 8, 3, dtype=torch.uint8)
+    made = Trajectory(
+        rewards=torch.zeros(3, 1, 1),
+        forward_inputs={name: torch.zeros(3, 1, 1)},
+        curr_obs={name: images},
+        next_obs={name: images},
+    )
+    save(str(tmp_path / "a"), None, [made])
+    figure = zarrbuf.plot_step(tmp_path / "a", 0, camera=name)
+    FigureCanvasAgg(figure).draw()
+    titles = [axes.get_title() for axes in figure.axes]
+    assert f"current observation: {name}" in titles
+    out = tmp_path / "sheet.png"
+    done = zarrbuf.export_clip(tmp_path / "a", out, camera=name)
+    with Image.open(out) as sheet:
+        assert done.num_frames == 3
+        assert sheet.size[0] > 100

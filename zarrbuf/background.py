@@ -8,12 +8,19 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
+
+_MAX_LAST_WAIT_S: Final = 5.0
+_LEAVING_S: Final = 0.1
+"""For threads of a library to leave the interpreter after their last call. Each needs
+it once more, for microseconds; with less than this, 0, about one worker in twenty that
+was spawned ended by SIGABRT."""
 
 
 class BackgroundThread:
@@ -162,3 +169,55 @@ def _repeat(
         except BaseException as exc:
             errors.append(exc)
         work = None  # it must not keep its object alive
+
+
+class EndingError(Exception):
+    """The interpreter ends: a thread in the background begins nothing new."""
+
+
+class UnderWay:
+    """Calls that the interpreter must not end in the middle of. Safe between threads.
+
+    The threads of some libraries call back into the interpreter, and one that does
+    while it is taken down ends the process by SIGABRT. obstore's do: they still have to
+    leave the interpreter when the answer that they brought is there already
+    (https://github.com/PyO3/pyo3-async-runtimes/issues/40).
+    """
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self.reset()
+
+    def reset(self) -> None:
+        """Have none: a forked child has none of its parent's."""
+        self._changed = threading.Condition()
+        self._count = 0
+        self._is_ending = False
+        self._is_used = False
+
+    def __enter__(self) -> None:
+        """Begin a call.
+
+        Raises:
+            EndingError: in a thread that nobody waits for, once the interpreter ends.
+        """
+        with self._changed:
+            if self._is_ending and threading.current_thread().daemon:
+                raise EndingError("the interpreter ends")
+            self._count += 1
+            self._is_used = True
+
+    def __exit__(self, *exc_info: object) -> None:
+        """End a call."""
+        with self._changed:
+            self._count -= 1
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """Let no thread in the background begin, and wait for what is under way."""
+        with self._changed:
+            self._is_ending = True
+            self._changed.wait_for(lambda: not self._count, _MAX_LAST_WAIT_S)
+            is_used = self._is_used
+        if is_used:
+            time.sleep(_LEAVING_S)

@@ -164,12 +164,12 @@ def _write_sheet(
 
 
 def _write_gif(name: str, pictures: Iterator[Picture], *, fps: float) -> None:
-    first, *rest = (Image.fromarray(one) for one in pictures)
-    first.save(
+    images = map(Image.fromarray, pictures)
+    next(images).save(
         name,
         format="GIF",
         save_all=True,
-        append_images=rest,
+        append_images=images,
         duration=round(1000 / fps),
         loop=0,
     )

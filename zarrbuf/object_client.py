@@ -8,6 +8,7 @@ retry, and that none of them survives a fork. Knows paths and bytes, no name of 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import importlib
 import importlib.util
 import os
@@ -22,6 +23,7 @@ from typing import Any, Final
 import fsspec
 import fsspec.asyn
 
+from zarrbuf.background import EndingError, UnderWay
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.object_faults import Fault, RequestError, ShortAnswerError, fault_of
 from zarrbuf.object_options import translate_options
@@ -42,6 +44,9 @@ os.register_at_fork(
     after_in_parent=_MEMORY_LOCK.release,
     after_in_child=_MEMORY_LOCK.release,
 )
+_OBSTORE_UNDER_WAY: Final = UnderWay()
+os.register_at_fork(after_in_child=_OBSTORE_UNDER_WAY.reset)
+atexit.register(_OBSTORE_UNDER_WAY.end)
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,15 @@ class ObjectClient:
         Returns:
             For each what it gave, or a RequestError.
         """
+        if self.client != "obstore":
+            return self._run(requests, tries)
+        try:
+            with _OBSTORE_UNDER_WAY:
+                return self._run(requests, tries)
+        except EndingError as exc:
+            return [RequestError(Fault.REFUSED, exc)] * len(requests)
+
+    def _run(self, requests: Sequence[Request], tries: int | None) -> list[Any]:
         try:
             fs = self.file_system()
         except Exception as exc:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -123,7 +123,7 @@ class Recording:
         field = self.fields[name]
         wanted = self._wanted(name, np.array([step]), env)
         chunk = self._chunk(self._fetched([wanted]), field, int(wanted.chunks[0]))
-        return _numbers(chunk[wanted.within[0]], field)
+        return _numbers(chunk[wanted.within(0)], field)
 
     def series(self, name: str, *, env: int) -> AnyArray:
         """Read a field for all steps of an environment: array [T, ...].
@@ -136,10 +136,12 @@ class Recording:
         wanted = self._wanted(name, np.arange(self.num_steps), env)
         archive = self._fetched([wanted])
         out = np.empty((self.num_steps, *field.spec.shape), field.spec.stored)
-        for number in np.unique(wanted.chunks).tolist():
-            chunk = self._chunk(archive, field, number)
-            for step in np.flatnonzero(wanted.chunks == number).tolist():
-                out[step] = chunk[wanted.within[step]]
+        order = np.argsort(wanted.chunks, kind="stable")
+        numbers, firsts = np.unique(wanted.chunks[order], return_index=True)
+        for number, steps in zip(
+            numbers.tolist(), np.split(order, firsts[1:]), strict=True
+        ):
+            out[steps] = self._chunk(archive, field, number)[wanted.within(steps)]
         return _numbers(out, field)
 
     def fetch_samples(self, names: Iterable[str], *, steps: IntArray, env: int) -> None:
@@ -185,8 +187,7 @@ class Recording:
         cells = [place // size for place, size in zip(places, inner, strict=True)]
         numbers = np.ravel_multi_index(tuple(cells), counts).astype(np.int64)
         offsets = [place % size for place, size in zip(places, inner, strict=True)]
-        within = list(zip(*(one.tolist() for one in offsets), strict=True))
-        return _Wanted(field, numbers, within)
+        return _Wanted(field, numbers, tuple(offsets))
 
     def _fetched(self, wanted: Sequence[_Wanted]) -> TrajectoryArchive:
         """Return the archive with some chunks there."""
@@ -224,11 +225,15 @@ class Recording:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """Samples of one field: int64 [n] numbers of their chunks, indexes within these."""
+    """Samples of one field: int64 [n] numbers of their chunks, and places in these."""
 
     field: BatchField
     chunks: IntArray
-    within: list[tuple[int, ...]]
+    offsets: tuple[IntArray, ...]
+
+    def within(self, which: Any) -> tuple[Any, ...]:
+        """Return what some of the samples, or one, are indexed by in their chunk."""
+        return tuple(one[which] for one in self.offsets)
 
 
 def _observation(name: str, stage: int) -> str:

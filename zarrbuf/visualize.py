@@ -72,7 +72,14 @@ class Screen:
         top = figure.add_axes((0, _TOP, 1, 1 - _TOP))
         top.set_axis_off()
         self._heading = top.text(
-            0.5, 0.93, "", fontsize=9, ha="center", va="top", animated=is_kept
+            0.5,
+            0.93,
+            "",
+            fontsize=9,
+            ha="center",
+            va="top",
+            animated=is_kept,
+            parse_math=False,
         )
         self._panels: list[_PanelAxes] = []
         self._cursors: list[Line2D] = []
@@ -183,7 +190,7 @@ class _PanelAxes:
     ) -> None:
         """Make the artists for panels like this one; see matplotlib on `animated`."""
         self.axes = axes
-        axes.set_title(panel.title, fontsize=9, pad=3)
+        axes.set_title(panel.title, fontsize=9, pad=3, parse_math=False)
         self._image: AxesImage | None = None
         self._bars: list[Any] = []
         labels: list[Text] = []
@@ -213,6 +220,7 @@ class _PanelAxes:
             color="white",
             bbox={"facecolor": "darkred", "alpha": 0.85},
             animated=animated,
+            parse_math=False,
         )
         images = [] if self._image is None else [self._image]
         self.moving: list[Any] = [*images, *self._bars, *labels, self._error]
@@ -288,7 +296,9 @@ def _draw_curve(axes: Axes, curve: Curve, curves: Curves) -> None:
     steps = np.arange(curves.num_steps)
     axes.plot(steps, curve.values, linewidth=0.9)
     name = curve.name + (f" (+{curve.num_left_out})" if curve.num_left_out else "")
-    axes.set_ylabel(name, fontsize=7, rotation=0, ha="right", va="center")
+    axes.set_ylabel(
+        name, fontsize=7, rotation=0, ha="right", va="center", parse_math=False
+    )
     axes.tick_params(labelsize=6, length=2, pad=1)
     axes.set_xlim(-0.5, curves.num_steps - 0.5)
     axes.locator_params(axis="y", nbins=3)
@@ -333,8 +343,8 @@ def plot_sheet(
         axes.set_axis_off()
     for axes, picture, label in zip(grid, pictures, labels, strict=False):
         axes.imshow(picture)
-        axes.set_title(label, fontsize=7, pad=2)
-    figure.suptitle(title, fontsize=9)
+        axes.set_title(label, fontsize=7, pad=2, parse_math=False)
+    figure.suptitle(title, fontsize=9, parse_math=False)
     return figure
 
 
