@@ -22,7 +22,7 @@ from zarrbuf.navigation import MOVES, Place
 from zarrbuf.playback import open_playback
 from zarrbuf.prompt import WORDS, Prompt
 from zarrbuf.viewing import KEYS, Viewing
-from zarrbuf.window import Window, forget_usual_keys
+from zarrbuf.window import Window
 
 
 @pytest.fixture
@@ -104,7 +104,6 @@ class Shown:
 
     def __init__(self, path: Path, tmp_path: Path, **more: Any) -> None:
         self.figure: Figure = plt.figure(figsize=(14, 8))
-        forget_usual_keys(self.figure)
         self.said: list[str] = []
         self.has_left = False
         self.viewing = viewing_of(path)

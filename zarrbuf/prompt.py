@@ -73,7 +73,8 @@ class Prompt(cmd.Cmd):
 
         Args:
             viewing: what is looked at.
-            show: shows the scene anew; may raise errors of this project.
+            show: shows the scene anew and says its message; may raise errors of this
+                project.
             say: says a line.
             stdin: where lines come from; None for the terminal.
         """
@@ -115,8 +116,6 @@ class Prompt(cmd.Cmd):
             self._tell(word, argument)
             return
         self._show()
-        if viewing.message:
-            self._say(viewing.message)
 
     def _tell(self, word: str, argument: str) -> None:
         if word == "info" and not argument:

@@ -17,7 +17,7 @@ import numpy as np
 
 from zarrbuf.background import BackgroundThread
 from zarrbuf.curves import CURVE_FIELDS, ENDINGS, Curves, make_curves
-from zarrbuf.errors import ZarrbufError
+from zarrbuf.errors import InvalidInputError, ZarrbufError
 from zarrbuf.format import AnyArray
 from zarrbuf.navigation import Place
 from zarrbuf.pictures import (
@@ -88,6 +88,15 @@ def choose_camera(recording: Recording, wanted: str) -> str | None:
         return wanted
     usual = [name for name in USUAL_CAMERAS if name in recording.cameras]
     return next(iter([*usual, *recording.cameras]), None)
+
+
+def check_camera(recording: Recording, wanted: str) -> None:
+    """Raise InvalidInputError if a trajectory has no such images, naming those."""
+    if wanted not in recording.cameras:
+        raise InvalidInputError(
+            f"camera is {wanted!r}; {recording.name} has "
+            f"{', '.join(recording.cameras) or 'none'}"
+        )
 
 
 @dataclass(frozen=True)

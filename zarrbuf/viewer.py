@@ -9,7 +9,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any, Final, Literal, get_args
 
 import matplotlib.pyplot as plt
@@ -17,13 +17,13 @@ from matplotlib.figure import Figure
 
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.locations import Location, StorageOptions
-from zarrbuf.navigation import Place
+from zarrbuf.navigation import Place, check_place
 from zarrbuf.playback import open_playback
 from zarrbuf.prompt import Prompt
-from zarrbuf.scenes import USUAL_CAMERAS, Layout, SceneReader, Wish
+from zarrbuf.scenes import USUAL_CAMERAS, Layout, SceneReader, Wish, check_camera
 from zarrbuf.viewing import Viewing
 from zarrbuf.visualize import FIGURE_INCHES, Screen, plot_scene, save_figure
-from zarrbuf.window import Window, forget_usual_keys
+from zarrbuf.window import Window
 
 Form = Literal["window", "web", "prompt", "image"]
 DEFAULT_OUTPUT: Final = "replay_buffer_viz.png"
@@ -64,16 +64,15 @@ def plot_step(
         TrajectoryNotFoundError: if it is not listed, naming the nearest ids.
     """
     playback = open_playback(source)
-    place = Place(playback.find(trajectory_id), step, env)
-    viewing = Viewing(playback, camera=camera, place=place)  # checks them
+    place = check_place(Place(playback.find(trajectory_id), step, env), playback)
+    if camera not in USUAL_CAMERAS:
+        check_camera(playback.recording(place.position), camera)
     if layout not in get_args(Layout):
         raise InvalidInputError(
             f"layout is {layout!r}; allowed are {', '.join(get_args(Layout))}"
         )
-    try:
-        return plot_scene(SceneReader(playback).read(Wish(place, camera, layout)))
-    finally:
-        viewing.close()
+    with closing(SceneReader(playback)) as scenes:
+        return plot_scene(scenes.read(Wish(place, camera, layout)))
 
 
 def view(
@@ -170,7 +169,6 @@ def _run_window(
     try:
         if getattr(figure.canvas, "required_interactive_framework", None) is None:
             raise InvalidInputError(_NO_DISPLAY)
-        forget_usual_keys(figure)
         window = Window(
             figure,
             viewing,
@@ -188,28 +186,31 @@ def _run_window(
 def _run_prompt(
     viewing: Viewing, output: str | os.PathLike[str], say: Callable[[str], None]
 ) -> None:
-    screen = Screen(Figure(figsize=FIGURE_INCHES))
-
-    def show() -> None:
-        scene = viewing.scene()
-        screen.show(scene, message=viewing.message)
-        save_figure(screen.figure, output)
-
-    show()
-    if viewing.message:
-        say(viewing.message)
+    write = _image_writer(viewing, output, say)
+    write()
     say(f"The image is {os.fspath(output)}; open it in an editor that follows changes.")
     say("Commands: n p nt pt nb pb j ID home end info q; help lists all.")
     with suppress(KeyboardInterrupt):
-        Prompt(viewing, show=show, say=say).cmdloop()
+        Prompt(viewing, show=write, say=say).cmdloop()
 
 
 def _write_image(
     viewing: Viewing, output: str | os.PathLike[str], say: Callable[[str], None]
 ) -> None:
-    screen = Screen(Figure(figsize=FIGURE_INCHES))
-    screen.show(viewing.scene(), message=viewing.message)
-    save_figure(screen.figure, output)
-    if viewing.message:
-        say(viewing.message)
+    _image_writer(viewing, output, say)()
     say(f"saved to {os.fspath(output)}")
+
+
+def _image_writer(
+    viewing: Viewing, output: str | os.PathLike[str], say: Callable[[str], None]
+) -> Callable[[], None]:
+    """Return what writes the image of what is looked at, and says its message."""
+    screen = Screen(Figure(figsize=FIGURE_INCHES))
+
+    def write() -> None:
+        screen.show(viewing.scene(), message=viewing.message)
+        save_figure(screen.figure, output)
+        if viewing.message:
+            say(viewing.message)
+
+    return write

@@ -17,6 +17,7 @@ from zarrbuf.scenes import (
     Scene,
     SceneReader,
     Wish,
+    check_camera,
     choose_camera,
 )
 
@@ -81,7 +82,7 @@ class Viewing:
         self._scenes = SceneReader(playback)
         self._before: Place | None = None
         if camera not in USUAL_CAMERAS:
-            _check_camera(playback, self.place.position, camera)
+            check_camera(playback.recording(self.place.position), camera)
 
     def do(self, command: str) -> None:
         """Do a command: a move, or another way to look.
@@ -139,7 +140,7 @@ class Viewing:
         Raises:
             InvalidInputError: naming those that there are.
         """
-        _check_camera(self.playback, self.place.position, camera)
+        check_camera(self.playback.recording(self.place.position), camera)
         self.camera, self.message = camera, f"camera {camera}"
 
     def _next_camera(self) -> None:
@@ -205,12 +206,3 @@ class Viewing:
     def close(self) -> None:
         """Read nothing ahead any more. Safe twice."""
         self._scenes.close()
-
-
-def _check_camera(playback: Playback, position: int, camera: str) -> None:
-    recording = playback.recording(position)
-    if camera not in recording.cameras:
-        raise InvalidInputError(
-            f"camera is {camera!r}; {recording.name} has "
-            f"{', '.join(recording.cameras) or 'none'}"
-        )

@@ -22,7 +22,7 @@ from tornado.httpserver import HTTPServer
 from zarrbuf.errors import InvalidInputError, StorageError
 from zarrbuf.viewing import Viewing
 from zarrbuf.visualize import FIGURE_INCHES
-from zarrbuf.window import Window, forget_usual_keys
+from zarrbuf.window import Window
 
 ADDRESS: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8988
@@ -66,7 +66,6 @@ async def _serve(
     manager: Any = figure.canvas.manager
     manager.set_window_title(f"zarrbuf {viewing.playback.url}")
     try:
-        forget_usual_keys(figure)
         window = Window(
             figure,
             viewing,

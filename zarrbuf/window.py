@@ -61,6 +61,9 @@ class Window:
         )
         self._box.label.set_fontsize(8)
         self._box.on_submit(self._jump)
+        manager: Any = figure.canvas.manager
+        if manager is not None:  # its own keys: `s`, `p`, `home` mean other things here
+            figure.canvas.mpl_disconnect(manager.key_press_handler_id)
         figure.canvas.mpl_connect("key_press_event", self._on_key)
         figure.canvas.mpl_connect("button_press_event", self._on_click)
         self._show()
@@ -109,9 +112,3 @@ class Window:
         self._screen.redraw()
         if self.viewing.message:
             self._say(self.viewing.message)
-
-
-def forget_usual_keys(figure: Figure) -> None:
-    """Take matplotlib's own keys from a window: `s`, `p`, `home` mean other things."""
-    manager: Any = figure.canvas.manager
-    figure.canvas.mpl_disconnect(manager.key_press_handler_id)
