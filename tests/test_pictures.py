@@ -10,6 +10,7 @@ import pytest
 from zarrbuf.format import FieldSpec
 from zarrbuf.pictures import (
     GAP,
+    ValueRange,
     beside,
     broken_picture,
     image_size,
@@ -33,14 +34,21 @@ def spec(shape: tuple[int, ...], dtype: str = "uint8") -> FieldSpec:
     ("shape", "dtype", "size"),
     [
         ((6, 9, 3), "uint8", (6, 9)),
-        ((6, 9, 4), "float32", (6, 9)),
-        ((3, 6, 9), "bfloat16", (6, 9)),
-        ((1, 6, 9), "float32", (6, 9)),
+        ((8, 9, 4), "float32", (8, 9)),
+        ((3, 8, 9), "bfloat16", (8, 9)),
+        ((1, 8, 9), "float32", (8, 9)),
+        ((4, 4, 4), "float32", None),
+        ((7, 9, 3), "float64", None),
+        ((5, 4, 4), "float32", None),
+        ((2, 4, 4, 3), "float32", None),
+        ((8, 9, 3), "complex64", None),
         ((2, 6, 9, 3), "uint8", (6, 9)),
         ((2, 3, 6, 9), "uint8", (6, 9)),
         ((8, 9), "uint8", (8, 9)),
         ((7, 9), "uint8", None),
-        ((8, 9), "float32", None),
+        ((8, 9), "float32", (8, 9)),
+        ((8, 9), "int64", (8, 9)),
+        ((8, 9), "complex64", None),
         ((9,), "uint8", None),
         ((), "uint8", None),
         ((6, 9, 5), "uint8", None),
@@ -75,32 +83,63 @@ def test_grey_and_rgba_become_colours() -> None:
     assert abs(half - (IMAGE * (128 / 255) + 255 * (127 / 255))).max() <= 0.51
 
 
+GREY = [
+    ("bool", [0, 1, 1], [0, 255, 255]),
+    ("uint16", [0, 255, 65535], [0, 1, 255]),
+    ("uint16", [0, 100, 200], [0, 128, 255]),
+    ("int8", [-128, 0, 127], [0, 128, 255]),
+    ("float32", [0.0, 0.5, 1.0], [0, 128, 255]),
+    ("float32", [0.0, 0.5, 1.04], [0, 128, 255]),
+    ("float32", [-0.04, 0.5, 1.0], [0, 128, 255]),
+    ("float32", [-1.0, 0.0, 1.0], [0, 128, 255]),
+    ("float32", [-1.02, 0.0, 1.04], [0, 128, 255]),
+    ("float32", [0.0, 2.0, 4.0], [0, 128, 255]),
+    ("float32", [0.0, 500.0, 1000.0], [0, 128, 255]),
+    ("float32", [-4.0, 0.0, 4.0], [0, 128, 255]),
+    ("float32", [0.0, np.nan, 1.0], [0, 0, 255]),
+    ("float32", [-1.0, np.nan, 1.0], [0, 0, 255]),
+    ("float32", [500.0, np.nan, 1000.0], [0, 0, 255]),
+    ("float32", [0.0, np.inf, 1.0], [0, 255, 255]),
+    ("float32", [-np.inf, 0.0, 1.0], [0, 0, 255]),
+    ("float32", [-3e38, 0.0, 3e38], [0, 128, 255]),
+    ("float32", [7.0, 7.0, 7.0], [0, 0, 0]),
+    ("float32", [np.nan, np.nan, np.nan], [0, 0, 0]),
+]
+COLOURS = [
+    ("uint16", [0, 4, 200], [0, 4, 200]),
+    ("uint16", [0, 2000, 4000], [0, 128, 255]),
+    ("uint64", [0, 4, 255], [0, 4, 255]),
+    ("int64", [3, 4, 250], [3, 4, 250]),
+    ("float32", [0.0, 0.5, 1.0], [0, 128, 255]),
+    ("float32", [0.0, 17.0, 254.6], [0, 17, 255]),
+    ("float32", [-2.0, 17.0, 260.0], [0, 17, 255]),
+    ("float32", [-2.0, 0.0, 2.5], [0, 113, 255]),
+    ("float32", [7.0, 7.0, 7.0], [7, 7, 7]),
+    ("float32", [-7.0, -7.0, -7.0], [0, 0, 0]),
+]
+
+
 @pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ([0.0, 0.5, 1.0], [0, 128, 255]),
-        ([-1.0, 0.0, 1.0], [0, 128, 255]),
-        ([0.0, 17.0, 254.6], [0, 17, 255]),
-        ([0.0, 500.0, 1000.0], [0, 128, 255]),
-        ([-4.0, 0.0, 4.0], [0, 128, 255]),
-        ([0.0, np.nan, 1.0], [0, 0, 255]),
-        ([0.0, np.inf, 1.0], [0, 0, 255]),
-        ([7.0, 7.0, 7.0], [7, 7, 7]),
-        ([-7.0, -7.0, -7.0], [0, 0, 0]),
-    ],
+    ("dtype", "values", "expected", "num_channels"),
+    [(*case, 1) for case in GREY] + [(*case, 3) for case in COLOURS],
 )
-def test_floats_are_scaled_by_their_range(
-    values: list[float], expected: list[int]
+def test_other_numbers_are_scaled_by_their_range(
+    dtype: str, values: list[float], expected: list[int], num_channels: int
 ) -> None:
-    image = np.array(values, np.float32).reshape(1, 3, 1)
-    assert to_picture(image)[0, :, 0].tolist() == expected
+    image = np.array(values, dtype).reshape(1, 3, 1).repeat(num_channels, -1)
+    shown = to_picture(image)
+    assert shown.shape == (1, 3, 3)
+    assert shown[0, :, 0].tolist() == expected
 
 
-def test_other_integers_and_truth_values() -> None:
-    flags = np.array([[[False], [True]]])
-    assert to_picture(flags)[0, :, 0].tolist() == [0, 255]
-    wide = np.array([[[0], [255], [65535]]], np.uint16)
-    assert to_picture(wide)[0, :, 0].tolist() == [0, 0, 255]
+def test_the_images_of_a_camera_have_one_scale() -> None:
+    seen = ValueRange()
+    bright = np.array([[-1.0], [1.0]])[None]
+    dark = np.array([[0.0], [0.5]])[None]
+    seen.widen(bright)
+    seen.widen(dark)
+    assert to_picture(dark, seen)[0, :, 0].tolist() == [128, 191]
+    assert to_picture(dark)[0, :, 0].tolist() == [0, 128]
 
 
 def test_views_and_cameras_stand_side_by_side() -> None:
@@ -110,6 +149,8 @@ def test_views_and_cameras_stand_side_by_side() -> None:
     for number, view in enumerate(views):
         left = number * (5 + GAP)
         assert np.array_equal(drawn[:, left : left + 5], view)
+    many = DRAWS.integers(0, 256, (5, 4, 5, 3), dtype=np.uint8)
+    assert np.array_equal(to_picture(many), tile(list(many), num_columns=3))
     both = beside([IMAGE, views[0]])
     assert both.shape == (6, 9 + GAP + 5, 3)
     assert np.array_equal(both[:4, 9 + GAP :], views[0])

@@ -144,10 +144,17 @@ def _pictures(
         if number % _AHEAD == 0:
             near = np.array(steps[number : number + _AHEAD])
             recording.fetch_samples(names, steps=near, env=env)
-        shown = [to_picture(recording.sample(n, step=step, env=env)) for n in names]
-        yield beside(shown)
+        yield beside([_picture(recording, name, step, env) for name in cameras])
         if progress is not None:
             progress(number + 1, len(steps))
+
+
+def _picture(recording: Recording, camera: str, step: int, env: int) -> Picture:
+    image = recording.observation(camera, stage=0, step=step, env=env)
+    seen = recording.ranges.get(camera)
+    if seen is not None:
+        seen.widen(image)
+    return to_picture(image, seen)
 
 
 def _write_sheet(

@@ -66,6 +66,7 @@ class Curves:
         flags: name -> bool [T]: done, terminated, truncated.
         intervened: stretches [start, stop) of steps in which a person acted.
         problems: what could not be read, one sentence each.
+        may_pass: whether some of that may be readable later.
     """
 
     num_steps: int
@@ -74,6 +75,7 @@ class Curves:
     flags: Mapping[str, BoolArray] = field(default_factory=dict)
     intervened: tuple[tuple[int, int], ...] = ()
     problems: tuple[str, ...] = ()
+    may_pass: bool = False
 
     def episode_at(self, step: int) -> int:
         """Return the number of the episode that a step is in."""
@@ -82,15 +84,20 @@ class Curves:
 
 
 def make_curves(
-    fields: Mapping[str, AnyArray], num_steps: int, *, problems: tuple[str, ...] = ()
+    fields: Mapping[str, AnyArray],
+    num_steps: int,
+    *,
+    problems: tuple[str, ...] = (),
+    may_pass: bool = False,
 ) -> Curves:
     """Make the curves of one environment.
 
     Args:
-        fields: name -> [T, ...], those of `CURVE_FIELDS` that there are, and others,
-            which are drawn as they are.
+        fields: name -> [T, ...], those of `CURVE_FIELDS` that there are, and
+            observations, `curr_obs/NAME`, which are drawn as they are.
         num_steps: `T`.
         problems: what could not be read.
+        may_pass: whether some of that may be readable later.
     """
     rewards = _sums(fields["rewards"]) if "rewards" in fields else None
     flags = {name: _any(fields[name]) for name in ENDINGS if name in fields}
@@ -105,7 +112,7 @@ def make_curves(
             curves.append(Curve("value", values.mean(axis=1, keepdims=True)))
     for name, array in fields.items():
         if name == "actions" or name not in CURVE_FIELDS:
-            curves += _lines(name, array)
+            curves += _lines(name.removeprefix("curr_obs/"), array)
     intervened = fields.get("intervene_flags")
     return Curves(
         num_steps,
@@ -114,14 +121,16 @@ def make_curves(
         flags,
         () if intervened is None else _stretches(_any(intervened)),
         problems,
+        may_pass,
     )
 
 
 def _lines(name: str, array: AnyArray) -> list[Curve]:
-    lines = np.real(array).astype(np.float64).reshape(len(array), -1)
+    lines = np.real(array).reshape(len(array), -1)
     if not lines.shape[1]:
         return []
-    return [Curve(name, lines[:, :MAX_LINES], max(0, lines.shape[1] - MAX_LINES))]
+    drawn = lines[:, :MAX_LINES].astype(np.float64)
+    return [Curve(name, drawn, lines.shape[1] - drawn.shape[1])]
 
 
 def _sums(array: AnyArray) -> FloatArray:

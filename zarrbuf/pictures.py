@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -19,44 +20,95 @@ Picture = npt.NDArray[np.uint8]
 """[H, W, 3]."""
 
 _CHANNELS: Final = (1, 3, 4)
-_MIN_GREY_SIDE: Final = 8
-_GREY_DTYPES: Final = ("bool", "uint8", "uint16")
+_MIN_SIDE: Final = 8
+SHOWN_AS_STORED: Final = ("uint8", "bool")
+_NOT_REAL: Final = ("complex64", "complex128")
 GAP: Final = 2
 """Pixels between tiles."""
 _TILE_GREY: Final = 255
+_ROW_OF_VIEWS: Final = 3
+_SLACK: Final = 0.05
+"""How far beyond its usual range an image may be, as one that was resized is."""
+_WHITE: Final = 255.0
 
 
 def is_image(spec: FieldSpec) -> bool:
     """Whether samples of a field are images, or several views of one moment.
 
-    Images are [H, W, C], [C, H, W] or, with numbers as cameras give them, [H, W];
-    several views have one dimension more in front. C is 1, 3 or 4.
+    Images are [H, W, C], [C, H, W] or [H, W]; several views have one dimension more in
+    front. C is 1, 3 or 4. H and W are at least 8, as matrices of poses are smaller;
+    colours of uint8 may be of any size.
     """
     shape = spec.shape
-    if 0 in shape:
+    if 0 in shape or spec.dtype in _NOT_REAL:
         return False
     if len(shape) == 2:
-        return spec.dtype in _GREY_DTYPES and min(shape) >= _MIN_GREY_SIDE
-    return len(shape) in (3, 4) and (shape[-1] in _CHANNELS or shape[-3] in _CHANNELS)
+        return min(shape) >= _MIN_SIDE
+    if len(shape) not in (3, 4) or not {shape[-1], shape[-3]} & set(_CHANNELS):
+        return False
+    return spec.dtype == "uint8" or min(image_size(spec)) >= _MIN_SIDE
 
 
-def to_picture(image: AnyArray) -> Picture:
-    """Return one sample of an image field as a picture; views stand side by side.
+@dataclass
+class ValueRange:
+    """The least and the greatest number that a camera was seen to give.
+
+    One for all images of a camera, or each would have a brightness of its own.
+    """
+
+    low: float = math.inf
+    high: float = -math.inf
+
+    def widen(self, image: AnyArray) -> None:
+        """Take in the numbers of an image; what is not finite is none."""
+        if str(image.dtype) in SHOWN_AS_STORED:
+            return
+        finite = image[np.isfinite(image)]
+        if finite.size:
+            self.low = min(self.low, finite.min().item())
+            self.high = max(self.high, finite.max().item())
+
+    def ends(self, *, is_float: bool, is_grey: bool) -> tuple[float, float]:
+        """Return the numbers that are black and white.
+
+        Colours up to 255 are bytes by another dtype; one channel is as likely depth.
+        """
+        slack = _SLACK if is_float else 0.0
+        if is_float and self.high <= 1 + slack:
+            if self.low >= -slack:
+                return 0.0, 1.0
+            if self.low >= -1 - slack:
+                return -1.0, 1.0
+        is_bytes = self.low >= -slack * self.high and self.high <= _WHITE * (1 + slack)
+        if is_bytes and not is_grey:
+            return 0.0, _WHITE
+        return self.low, self.high
+
+
+def to_picture(image: AnyArray, seen: ValueRange | None = None) -> Picture:
+    """Return one sample of an image field as a picture; views are tiles.
 
     Args:
-        image: as `is_image` says. uint8 is shown as it is; bool as black and white,
-            other integers by their highest 8 bits, floats in [0, 1] as shares of
-            white, in [-1, 1] from black to white, up to 255 as they are, and beyond
-            that from their least to their greatest. Not a number is black. RGBA is
-            shown on white.
+        image: as `is_image` says. uint8 is shown as it is, bool as black and white.
+            Floats in [0, 1] are shares of white, in [-1, 1] from black to white.
+            Colours up to 255, of floats or integers, are shown as they are. All this
+            with 5% of slack for floats. Anything else goes from its least to its
+            greatest. Not a number is black. RGBA is shown on white.
+        seen: of this camera; None for that of this image alone.
     """
+    if seen is None:
+        seen = ValueRange()
+        seen.widen(image)
     if image.ndim == 4:
-        return beside([to_picture(view) for view in image])
+        views = [to_picture(view, seen) for view in image]
+        if len(views) <= _ROW_OF_VIEWS:
+            return beside(views)
+        return tile(views, num_columns=square_columns(len(views)))
     if image.ndim == 2:
         image = image[..., None]
     elif image.shape[-1] not in _CHANNELS:
         image = np.moveaxis(image, 0, -1)
-    pixels = _to_bytes(image)
+    pixels = _to_bytes(image, seen)
     if pixels.shape[-1] == 1:
         pixels = np.repeat(pixels, 3, axis=-1)
     if pixels.shape[-1] == 4:
@@ -71,23 +123,19 @@ def _on_white(pixels: Picture) -> Picture:
     return mixed.astype(np.uint8)
 
 
-def _to_bytes(values: AnyArray) -> Picture:
+def _to_bytes(values: AnyArray, seen: ValueRange) -> Picture:
     if values.dtype == np.uint8:
         return values
     if values.dtype == np.bool_:
         return values.astype(np.uint8) * np.uint8(255)
-    if values.dtype.kind == "u":
-        bits = 8 * values.dtype.itemsize - 8
-        return np.right_shift(values, bits).astype(np.uint8)
-    numbers = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
-    low, high = numbers.min().item(), numbers.max().item()
-    if low >= 0 and high <= 1:
-        numbers = numbers * 255
-    elif low >= -1 and high <= 1:
-        numbers = (numbers + 1) * 127.5
-    elif low < 0 or high > 255:
-        numbers = (numbers - low) * (255 / (high - low) if high > low else 0)
-    return np.rint(numbers).astype(np.uint8)
+    is_float, is_grey = values.dtype.kind == "f", values.shape[-1] == 1
+    black, white = seen.ends(is_float=is_float, is_grey=is_grey)
+    if not black < white:  # one number everywhere, or none
+        return np.zeros(values.shape, np.uint8)
+    # Halves first: the difference of two finite numbers need not be finite.
+    shares = (values.astype(np.float64) / 2 - black / 2) / (white / 2 - black / 2)
+    shown = np.nan_to_num(np.clip(shares, 0, 1), nan=0.0)
+    return np.rint(shown * 255).astype(np.uint8)
 
 
 def beside(pictures: Sequence[Picture]) -> Picture:

@@ -5,18 +5,19 @@ Owns what is kept open and decoded. Knows no figure and no key.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 
 from zarrbuf.cache import LruCache
-from zarrbuf.errors import EmptyBufferError, TrajectoryNotFoundError
+from zarrbuf.errors import EmptyBufferError, InvalidInputError, TrajectoryNotFoundError
 from zarrbuf.fetching import FetchCost
 from zarrbuf.format import AnyArray
 from zarrbuf.locations import Location, StorageOptions, open_storage
 from zarrbuf.opening import open_store
-from zarrbuf.recording import PlaybackStats, Recording
+from zarrbuf.recording import ChunkKey, PlaybackStats, Recording
 from zarrbuf.sources import location_of
 from zarrbuf.stores import TrajectoryStore, known_name
 
@@ -48,9 +49,10 @@ class Playback:
         self.stats = PlaybackStats()
         if not len(self.rows):
             raise EmptyBufferError(f"{self.url} lists no trajectory")
-        self._kept: LruCache[tuple[str, str, int], AnyArray] = LruCache(
+        self._kept: LruCache[ChunkKey, AnyArray] = LruCache(
             max_cost=CHUNK_CACHE_BYTES, max_items=1 << 16
         )
+        self._opening = threading.Lock()
         self._recordings: LruCache[int, Recording] = LruCache(
             max_cost=MAX_RECORDINGS, max_items=MAX_RECORDINGS
         )
@@ -69,8 +71,13 @@ class Playback:
         """Return the position of a trajectory.
 
         Raises:
+            InvalidInputError: if the id is no whole number.
             TrajectoryNotFoundError: if it is not listed, naming the nearest that are.
         """
+        if not isinstance(trajectory_id, int | np.integer):
+            raise InvalidInputError(
+                f"trajectory id is {trajectory_id!r}; a whole number is needed"
+            )
         ids = self.rows.trajectory_ids
         found = np.flatnonzero(ids == trajectory_id)
         if len(found):
@@ -95,18 +102,25 @@ class Playback:
             StorageError: if the storage failed.
         """
         found = self._recordings.get(position)
-        if found is None:
-            row = self.rows.row(position)
-            (archive,) = self._store.open_archives([row], FetchCost())
-            found = Recording(
-                archive,
-                row,
-                name=self.name(position),
-                stats=self.stats,
-                kept=self._kept,
-            )
-            self._recordings.put(position, found, cost=1)
-        return found
+        if found is not None:
+            return found
+        with self._opening:  # nobody opens one that another thread opens already
+            found = self._recordings.get(position)
+            if found is None:
+                found = self._open(position)
+                self._recordings.put(position, found, cost=1)
+            return found
+
+    def _open(self, position: int) -> Recording:
+        row = self.rows.row(position)
+        (archive,) = self._store.open_archives([row], FetchCost())
+        return Recording(
+            archive,
+            row,
+            name=self.name(position),
+            stats=self.stats,
+            kept=self._kept,
+        )
 
 
 def open_playback(
@@ -129,6 +143,8 @@ def open_playback(
         EmptyBufferError: if it lists no trajectory.
     """
     if isinstance(source, Playback):
+        if version is not None:
+            raise InvalidInputError("version is for a buffer that is not open yet")
         return source
     location = location_of(source)
     storage = open_storage(location, storage_options, allow_bases=allow_bases)

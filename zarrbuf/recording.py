@@ -5,6 +5,7 @@ Owns which chunks that takes, and which observations are images. Reads no other 
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,11 +22,14 @@ from zarrbuf.format import (
     decode_key,
     step_rows,
 )
-from zarrbuf.pictures import image_size, is_image
+from zarrbuf.pictures import SHOWN_AS_STORED, ValueRange, image_size, is_image
 from zarrbuf.rows import IntArray, Row
 from zarrbuf.trajectory import to_tensor
 from zarrbuf.trajectory_archive import TrajectoryArchive
 
+ChunkKey = tuple[int, str, int]
+_NUMBERS: Final = itertools.count()
+"""Of recordings: a file may be replaced, and opened anew, under the same name."""
 MAX_FETCHED_BYTES: Final = 256 << 20
 """What may be kept of one remote trajectory as it was fetched."""
 
@@ -49,9 +53,11 @@ class Recording:
     Attributes:
         row: its row.
         name: the name people know it by.
-        fields: name in a batch -> field.
+        fields: name in a batch -> field; those without numbers are left out.
         cameras: names of the observations that are images.
         vectors: names of the observations that are not.
+        ranges: camera -> the numbers it gave so far, for whoever shows them to widen;
+            without cameras that are shown as they are stored.
     """
 
     def __init__(
@@ -61,7 +67,7 @@ class Recording:
         *,
         name: str,
         stats: PlaybackStats,
-        kept: LruCache[tuple[str, str, int], AnyArray],
+        kept: LruCache[ChunkKey, AnyArray],
     ) -> None:
         """Read what the archive says of itself.
 
@@ -70,7 +76,7 @@ class Recording:
             row: its row.
             name: the name people know it by.
             stats: what reading costs is added.
-            kept: decoded chunks: uuid, field, first byte -> chunk.
+            kept: decoded chunks: recording, field, first byte -> chunk.
         """
         self.row = row
         self.name = name
@@ -78,8 +84,12 @@ class Recording:
         self._stats = stats
         self._kept = kept
         self._lock = threading.Lock()
-        found = batch_fields(archive.header.schema)
-        self.fields: dict[str, BatchField] = {_plain(one.name): one for one in found}
+        self._number = next(_NUMBERS)
+        self.fields: dict[str, BatchField] = {}
+        for one in batch_fields(archive.header.schema):
+            if 0 not in one.spec.shape:
+                plain = _plain(one.name)
+                self.fields[one.name if plain in self.fields else plain] = one
         self.cameras: list[str] = []
         self.vectors: list[str] = []
         for name, one in sorted(self.fields.items()):
@@ -87,6 +97,11 @@ class Recording:
             if group == "curr_obs":
                 kind = self.cameras if is_image(one.spec) else self.vectors
                 kind.append(observation)
+        self.ranges: dict[str, ValueRange] = {
+            name: ValueRange()
+            for name in self.cameras
+            if self.fields[_observation(name, 0)].spec.dtype not in SHOWN_AS_STORED
+        }
 
     @property
     def num_steps(self) -> int:
@@ -99,8 +114,12 @@ class Recording:
         return self.row.num_envs
 
     def has(self, name: str, stage: int) -> bool:
-        """Whether there is an observation `name` before (0) or after (1) steps."""
-        return _observation(name, stage) in self.fields
+        """Whether there is an observation `name` before (0) or after (1) steps.
+
+        One after steps that is of another kind than that before is not meant.
+        """
+        found = self.fields.get(_observation(name, stage))
+        return found is not None and is_image(found.spec) == (name in self.cameras)
 
     def image_size(self, camera: str, stage: int) -> tuple[int, int]:
         """Return height and width of the images of a camera."""
@@ -122,7 +141,8 @@ class Recording:
         """Read one sample of a field, see `observation`."""
         field = self.fields[name]
         wanted = self._wanted(name, np.array([step]), env)
-        chunk = self._chunk(self._fetched([wanted]), field, int(wanted.chunks[0]))
+        archive = self._fetched([wanted])
+        chunk = self._chunk(archive, field.field, int(wanted.chunks[0]))
         return _numbers(chunk[wanted.within(0)], field)
 
     def series(self, name: str, *, env: int) -> AnyArray:
@@ -141,7 +161,8 @@ class Recording:
         for number, steps in zip(
             numbers.tolist(), np.split(order, firsts[1:]), strict=True
         ):
-            out[steps] = self._chunk(archive, field, number)[wanted.within(steps)]
+            chunk = self._chunk(archive, field.field, number)
+            out[steps] = chunk[wanted.within(steps)]
         return _numbers(out, field)
 
     def fetch_samples(self, names: Iterable[str], *, steps: IntArray, env: int) -> None:
@@ -154,9 +175,21 @@ class Recording:
         self._fetched([self._wanted(name, steps, env) for name in names])
 
     def read_observations(
-        self, names: Iterable[str], *, step: int, envs: Iterable[int]
+        self,
+        names: Iterable[str],
+        *,
+        step: int,
+        envs: Iterable[int],
+        max_decoded_bytes: int,
     ) -> None:
         """Read observations before and after a step ahead: fetched in one round.
+
+        Args:
+            names: of observations.
+            step: `t`.
+            envs: `b` of each.
+            max_decoded_bytes: if their chunks are larger than this together, none is
+                decoded.
 
         Raises:
             FormatError: if a chunk is damaged.
@@ -171,8 +204,12 @@ class Recording:
         steps = np.array([step])
         wanted = [self._wanted(name, steps, env) for env in envs for name in found]
         archive = self._fetched(wanted)
-        for one in wanted:
-            self._chunk(archive, one.field, int(one.chunks[0]))
+        chunks = {(one.field.field, int(one.chunks[0])) for one in wanted}
+        sizes = (archive.arrays[field].chunk_bytes for field, _ in chunks)
+        if sum(sizes) > max_decoded_bytes:
+            return
+        for field, number in sorted(chunks):
+            self._chunk(archive, field, number)
 
     def _wanted(self, name: str, steps: IntArray, env: int) -> _Wanted:
         """Return in which chunks samples are, and where in the chunk each is."""
@@ -205,13 +242,11 @@ class Recording:
         fetch(((remote, ranges) for ranges in chunks), cost)
         return archive
 
-    def _chunk(
-        self, archive: TrajectoryArchive, field: BatchField, number: int
-    ) -> AnyArray:
+    def _chunk(self, archive: TrajectoryArchive, field: str, number: int) -> AnyArray:
         """Return a chunk decoded; to be read only."""
-        shard, info = archive.shard(field.field), archive.arrays[field.field]
+        shard, info = archive.shard(field), archive.arrays[field]
         start, stop = shard.ranges[number].tolist()
-        key = (self.row.uuid, field.field, start)
+        key = (self._number, field, start)
         found = self._kept.get(key)
         if found is None:
             found = np.empty(info.grid.inner, info.stored)

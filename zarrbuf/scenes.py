@@ -7,7 +7,9 @@ nobody. Knows no figure.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ import numpy as np
 
 from zarrbuf.background import BackgroundThread
 from zarrbuf.curves import CURVE_FIELDS, ENDINGS, Curves, make_curves
-from zarrbuf.errors import InvalidInputError, ZarrbufError
+from zarrbuf.errors import FormatError, InvalidInputError, ZarrbufError
 from zarrbuf.format import AnyArray
 from zarrbuf.navigation import Place
 from zarrbuf.pictures import (
@@ -28,7 +30,7 @@ from zarrbuf.pictures import (
     tile,
     to_picture,
 )
-from zarrbuf.playback import Playback
+from zarrbuf.playback import CHUNK_CACHE_BYTES, Playback
 from zarrbuf.recording import Recording
 
 USUAL_CAMERAS: Final = ("main_images", "wrist_images", "extra_view_images")
@@ -41,6 +43,10 @@ _MAX_NUMBERS: Final = 16
 """Of an action, in the title."""
 _MAX_BARS: Final = 64
 """Of a state, where it is shown instead of images."""
+_MAX_CURVE_NUMBERS: Final = 1024
+"""A state with more numbers than this has no curve: all steps would be read for it."""
+_MAX_AHEAD_BYTES: Final = CHUNK_CACHE_BYTES // 4
+"""Of decoded chunks of one scene; what it would push out is on the screen."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +58,7 @@ class Panel:
         picture: what is shown; None if there is none.
         values: numbers that are shown where there are no images, [n].
         envs: which environment each tile shows; empty if there is but one.
+        env: the one that everything else is told of.
         error: why it could not be read.
     """
 
@@ -59,6 +66,7 @@ class Panel:
     picture: Picture | None = None
     values: AnyArray | None = None
     envs: tuple[int, ...] = ()
+    env: int = 0
     error: str = ""
 
 
@@ -71,12 +79,18 @@ class Scene:
         heading: lines above everything.
         panels: current and next observation of each camera that is shown.
         curves: of the environment; the same object as long as that is the same.
+        cameras: those that there are.
+        camera: the one that is shown; None for no images.
+        is_broken: whether the trajectory cannot be read.
     """
 
     place: Place
     heading: tuple[str, ...]
     panels: tuple[tuple[Panel, Panel], ...]
     curves: Curves
+    cameras: tuple[str, ...] = ()
+    camera: str | None = None
+    is_broken: bool = False
 
 
 def choose_camera(recording: Recording, wanted: str) -> str | None:
@@ -132,34 +146,32 @@ class SceneReader:
         """Read what is to be shown; what cannot be read is shown as such."""
         place = wish.place
         where = _where(self.playback, place)
-        self._prepare(wish)
+        is_here = self._has_read_ahead(wish)
         try:
             recording = self.playback.recording(place.position)
         except ZarrbufError as exc:
             return _broken_scene(place, where, str(exc), self.playback)
+        if not is_here:
+            self._read_pictures(wish, max_decoded_bytes=0)
         curves = self._read_curves(recording, place)
         envs, names = _shown(recording, wish)
         what = _what_happened(recording, place, curves)
         return Scene(
             place,
             (where, *what),
-            tuple(
-                (
-                    _panel(recording, place, name, 0, envs),
-                    _panel(recording, place, name, 1, envs),
-                )
-                for name in names or (None,)
-            ),
+            tuple(_panels(recording, place, name, envs) for name in names or (None,)),
             curves,
+            tuple(recording.cameras),
+            choose_camera(recording, wish.camera),
         )
 
-    def _prepare(self, wish: Wish) -> None:
-        """Have pictures in memory, fetched in one round if they are not."""
+    def _has_read_ahead(self, wish: Wish) -> bool:
+        """Return whether that was read in the background, once it is done."""
         pending = self._pending.pop(wish, None)
         if pending is None or pending.cancel():
-            self._read_pictures(wish)
-        else:
-            pending.result()
+            return False
+        pending.result()
+        return True
 
     def read_ahead(self, wishes: Sequence[Wish]) -> None:
         """Read pictures in the background, instead of those asked for before.
@@ -169,22 +181,34 @@ class SceneReader:
         self._thread.cancel()
         under_way = {one: f for one, f in self._pending.items() if f.running()}
         self._pending = under_way | {
-            wish: self._thread.submit(functools.partial(self._read_pictures, wish))
+            wish: self._thread.submit(
+                functools.partial(
+                    self._read_pictures, wish, max_decoded_bytes=_MAX_AHEAD_BYTES
+                )
+            )
             for wish in wishes
             if wish not in under_way
         }
 
-    def _read_pictures(self, wish: Wish) -> None:
+    def _read_pictures(self, wish: Wish, *, max_decoded_bytes: int) -> None:
+        """Fetch pictures in one round, and decode them unless they are too many."""
         with suppress(ZarrbufError):  # raised again when one is looked at
             recording = self.playback.recording(wish.place.position)
             envs, names = _shown(recording, wish)
-            recording.read_observations(names, step=wish.place.step, envs=envs)
+            recording.read_observations(
+                names,
+                step=wish.place.step,
+                envs=envs,
+                max_decoded_bytes=max_decoded_bytes,
+            )
 
     def _read_curves(self, recording: Recording, place: Place) -> Curves:
         key = (place.position, place.env)
-        if self._curves is None or self._curves[0] != key:
-            self._curves = key, read_curves(recording, place.env)
-        return self._curves[1]
+        if self._curves is not None and self._curves[0] == key:
+            return self._curves[1]
+        curves = read_curves(recording, place.env)
+        self._curves = None if curves.may_pass else (key, curves)
+        return curves
 
     def close(self) -> None:
         """Read nothing ahead any more. Safe twice."""
@@ -195,17 +219,25 @@ def read_curves(recording: Recording, env: int) -> Curves:
     """Read the curves of one environment; what cannot be read is said in them."""
     wanted = [name for name in CURVE_FIELDS if name in recording.fields]
     if not recording.cameras:
-        wanted += [f"curr_obs/{name}" for name in recording.vectors]
+        names = [f"curr_obs/{name}" for name in recording.vectors]
+        shapes = {name: recording.fields[name].spec.shape for name in names}
+        wanted += [n for n in names if math.prod(shapes[n]) <= _MAX_CURVE_NUMBERS]
     fields: dict[str, AnyArray] = {}
     problems: list[str] = []
+    may_pass = False
     with suppress(ZarrbufError):  # each is read, and its error told, below
         recording.fetch_samples(wanted, steps=np.arange(recording.num_steps), env=env)
     for name in wanted:
         try:
-            fields[name.removeprefix("curr_obs/")] = recording.series(name, env=env)
+            fields[name] = recording.series(name, env=env)
+        except FormatError as exc:
+            problems.append(f"damaged: {exc}")
         except ZarrbufError as exc:
-            problems.append(str(exc))
-    return make_curves(fields, recording.num_steps, problems=tuple(problems))
+            problems.append(f"cannot be read: {exc}")
+            may_pass = True
+    return make_curves(
+        fields, recording.num_steps, problems=tuple(problems), may_pass=may_pass
+    )
 
 
 def _shown(recording: Recording, wish: Wish) -> tuple[tuple[int, ...], tuple[str, ...]]:
@@ -220,25 +252,45 @@ def _shown(recording: Recording, wish: Wish) -> tuple[tuple[int, ...], tuple[str
     return (wish.place.env,), (camera,)
 
 
-def _panel(
-    recording: Recording,
-    place: Place,
-    camera: str | None,
-    stage: int,
-    envs: tuple[int, ...],
-) -> Panel:
-    title = f"{_STAGES[stage]} observation"
+def _panels(
+    recording: Recording, place: Place, camera: str | None, envs: tuple[int, ...]
+) -> tuple[Panel, Panel]:
+    """Return what is shown of a camera, or of states without one, now and next."""
     if camera is None:
-        return _vector_panel(recording, place, stage, title)
-    title = f"{title}: {camera}"
+        return (
+            _vector_panel(recording, place, 0),
+            _vector_panel(recording, place, 1),
+        )
+    seen = recording.ranges.get(camera)
+    if seen is not None:  # all that is shown has one scale
+        for stage, env in itertools.product((0, 1), envs):
+            with suppress(ZarrbufError):
+                if recording.has(camera, stage):
+                    seen.widen(_image(recording, place, camera, stage, env))
+    return (
+        _panel(recording, place, camera, 0, envs),
+        _panel(recording, place, camera, 1, envs),
+    )
+
+
+def _image(
+    recording: Recording, place: Place, camera: str, stage: int, env: int
+) -> AnyArray:
+    return recording.observation(camera, stage=stage, step=place.step, env=env)
+
+
+def _panel(
+    recording: Recording, place: Place, camera: str, stage: int, envs: tuple[int, ...]
+) -> Panel:
+    title = f"{_STAGES[stage]} observation: {camera}"
     if not recording.has(camera, stage):
         return Panel(f"{title} (none)")
     pictures: list[Picture] = []
     errors: list[str] = []
     for env in envs:
         try:
-            image = recording.observation(camera, stage=stage, step=place.step, env=env)
-            pictures.append(to_picture(image))
+            image = _image(recording, place, camera, stage, env)
+            pictures.append(to_picture(image, recording.ranges.get(camera)))
         except ZarrbufError as exc:
             size = recording.image_size(camera, stage)
             pictures.append(broken_picture(*size))
@@ -248,11 +300,12 @@ def _panel(
     columns = square_columns(len(envs))
     pictures = [shrink(one, max_side=_GRID_SIDE // columns) for one in pictures]
     grid = tile(pictures, num_columns=columns)
-    return Panel(title, grid, envs=envs, error="; ".join(errors[:1]))
+    return Panel(title, grid, envs=envs, env=place.env, error="; ".join(errors[:1]))
 
 
-def _vector_panel(recording: Recording, place: Place, stage: int, title: str) -> Panel:
+def _vector_panel(recording: Recording, place: Place, stage: int) -> Panel:
     """Show the numbers of an observation, where there are no images."""
+    title = f"{_STAGES[stage]} observation"
     names = [name for name in recording.vectors if recording.has(name, stage)]
     if not names:
         return Panel(f"{title} (none)")
@@ -275,7 +328,8 @@ def _broken_scene(place: Place, where: str, error: str, playback: Playback) -> S
         for stage, why in zip(_STAGES, (error, ""), strict=True)
     )
     num_steps, _ = playback.shape(place.position)
-    return Scene(place, (where, "cannot be read"), ((left, right),), Curves(num_steps))
+    heading = (where, "cannot be read")
+    return Scene(place, heading, ((left, right),), Curves(num_steps), is_broken=True)
 
 
 def _where(playback: Playback, place: Place) -> str:
@@ -290,34 +344,39 @@ def _where(playback: Playback, place: Place) -> str:
 def _what_happened(
     recording: Recording, place: Place, curves: Curves
 ) -> tuple[str, ...]:
-    """Say action, reward and what ended at a step."""
-    parts: list[str] = []
-    for name, say in (("actions", _say_numbers), ("rewards", _say_number)):
-        if name not in recording.fields:
-            continue
-        try:
-            value = recording.sample(name, step=place.step, env=place.env)
-        except ZarrbufError:
-            parts.append(f"{name}: cannot be read")
-        else:
-            parts.append(say(value))
+    """Say what was earned, what ended and what was done at a step, in two lines."""
+    parts = _said(recording, place, "rewards", _say_number)
+    if curves.flags:
+        one = curves.episodes[curves.episode_at(place.step)]
+        parts.append(f"Done: {one.is_over and place.step == one.stop - 1}")
     parts += [
-        f"{name.removesuffix('s').capitalize()}: {bool(curves.flags[name][place.step])}"
+        name.removesuffix("s").capitalize()
         for name in ENDINGS
-        if name in curves.flags and (name == "dones" or curves.flags[name][place.step])
+        if name != "dones" and name in curves.flags and curves.flags[name][place.step]
     ]
     if any(start <= place.step < stop for start, stop in curves.intervened):
         parts.append("Intervention")
-    lines = [" | ".join(parts)] if parts else []
     if curves.episodes:
-        number = curves.episode_at(place.step)
-        lines.append(_say_episode(number, curves))
-    return (*lines, *(f"damaged: {one}" for one in curves.problems[:1]))
+        parts.append(_say_episode(curves.episode_at(place.step), curves))
+    lines = [" | ".join(parts)] if parts else []
+    lines += _said(recording, place, "actions", _say_numbers)
+    return (*lines, *curves.problems[:1])
+
+
+def _said(
+    recording: Recording, place: Place, name: str, say: Callable[[AnyArray], str]
+) -> list[str]:
+    if name not in recording.fields:
+        return []
+    try:
+        return [say(recording.sample(name, step=place.step, env=place.env))]
+    except ZarrbufError:
+        return [f"{name}: cannot be read"]
 
 
 def _say_episode(number: int, curves: Curves) -> str:
     one = curves.episodes[number]
-    total = "" if one.total is None else f", return {one.total:.4g}"
+    total = "" if one.total is None else f", return {one.total:.6g}"
     over = "" if one.is_over else ", not over"
     return (
         f"Episode {number + 1}/{len(curves.episodes)}: steps {one.start} to "

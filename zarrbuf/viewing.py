@@ -6,9 +6,10 @@ and reads no key.
 
 from __future__ import annotations
 
-from typing import Final, get_args
+from contextlib import suppress
+from typing import Final
 
-from zarrbuf.errors import InvalidInputError, ZarrbufError
+from zarrbuf.errors import FormatError, InvalidInputError, ZarrbufError
 from zarrbuf.navigation import FAR, MOVES, Place, check_place, neighbours
 from zarrbuf.playback import Playback
 from zarrbuf.scenes import (
@@ -18,7 +19,6 @@ from zarrbuf.scenes import (
     SceneReader,
     Wish,
     check_camera,
-    choose_camera,
 )
 
 KEYS: Final = {
@@ -39,6 +39,7 @@ KEYS: Final = {
     "g": "envs",
 }
 """Keys of a window -> commands; those of RLinf's visualizer mean what they do there."""
+_LAYOUTS: Final[dict[str, Layout]] = {"cameras": "cameras", "envs": "envs"}
 HELP_LINE: Final = (
     "Keys: \N{LEFTWARDS ARROW}\N{RIGHTWARDS ARROW}/p/n=step | PgUp/PgDn="
     f"{FAR} steps | \N{UPWARDS ARROW}\N{DOWNWARDS ARROW}=traj | b/v=env | "
@@ -52,7 +53,7 @@ class Viewing:
     Attributes:
         playback: the buffer.
         place: where they look.
-        camera: the images they want to see.
+        camera: the images they want to see, where there are such.
         layout: one "camera", all "cameras", or one camera of all "envs".
         message: what the last command had to say; empty for nothing.
     """
@@ -73,6 +74,8 @@ class Viewing:
 
         Raises:
             InvalidInputError: if there is no such camera, step or environment.
+            NotFoundError: if a camera is named and the archive is not there.
+            StorageError: if a camera is named and the storage failed.
         """
         self.playback = playback
         self.place = check_place(place or Place(), playback)
@@ -81,8 +84,10 @@ class Viewing:
         self.message = ""
         self._scenes = SceneReader(playback)
         self._before: Place | None = None
+        self._shown_camera = camera
         if camera not in USUAL_CAMERAS:
-            check_camera(playback.recording(self.place.position), camera)
+            with suppress(FormatError):  # which is shown
+                check_camera(playback.recording(self.place.position), camera)
 
     def do(self, command: str) -> None:
         """Do a command: a move, or another way to look.
@@ -96,7 +101,7 @@ class Viewing:
         elif command == "next_camera":
             self._next_camera()
         else:
-            (layout,) = (one for one in get_args(Layout) if one == command)
+            layout = _LAYOUTS[command]
             self.layout = "camera" if self.layout == layout else layout
 
     def _go(self, place: Place) -> None:
@@ -141,14 +146,16 @@ class Viewing:
             InvalidInputError: naming those that there are.
         """
         check_camera(self.playback.recording(self.place.position), camera)
-        self.camera, self.message = camera, f"camera {camera}"
+        self.camera = self._shown_camera = camera
+        self.message = f"camera {camera}"
 
     def _next_camera(self) -> None:
         cameras = self.cameras()
         if len(cameras) < 2:
             self.message = "there is no other camera"
             return
-        number = cameras.index(self.camera) if self.camera in cameras else -1
+        shown = self._shown_camera
+        number = cameras.index(shown) if shown in cameras else -1
         self.choose_camera(cameras[(number + 1) % len(cameras)])
 
     def cameras(self) -> list[str]:
@@ -161,29 +168,28 @@ class Viewing:
     def scene(self) -> Scene:
         """Read what is to be shown now, and start to read what will be next.
 
-        A camera that the trajectory does not have is given up for one that it has,
-        which `message` says.
+        Where the trajectory does not have the camera, another one is shown, which
+        `message` says once.
         """
-        self._fall_back()
         scene = self._scenes.read(self._wish(self.place))
+        self._tell_camera(scene)
         places = neighbours(self.place, self._before, self.playback)
+        if scene.is_broken:
+            places = [one for one in places if one.position != self.place.position]
         self._scenes.read_ahead([self._wish(place) for place in places])
         return scene
 
-    def _fall_back(self) -> None:
-        try:
-            recording = self.playback.recording(self.place.position)
-        except ZarrbufError:
+    def _tell_camera(self, scene: Scene) -> None:
+        if scene.camera is None or scene.camera == self._shown_camera:
             return
-        chosen = choose_camera(recording, self.camera)
-        if chosen is None or chosen == self.camera:
-            return
-        note = (
-            f"{recording.name} has no {self.camera}: showing {chosen} "
-            f"(there are {', '.join(recording.cameras)})"
-        )
+        note = f"camera {scene.camera}"
+        if scene.camera != self.camera:
+            note = (
+                f"{self.playback.name(scene.place.position)} has no {self.camera}: "
+                f"showing {scene.camera} (there are {', '.join(scene.cameras)})"
+            )
+        self._shown_camera = scene.camera
         self.message = f"{self.message} | {note}" if self.message else note
-        self.camera = chosen
 
     def _wish(self, place: Place) -> Wish:
         return Wish(place, self.camera, self.layout)
@@ -192,6 +198,7 @@ class Viewing:
         """Say where this is, and what the list tells of the trajectory."""
         place, row = self.place, self.playback.rows.row(self.place.position)
         num_steps, num_envs = self.playback.shape(place.position)
+        cameras = ", ".join(self.cameras()) or "none"
         lines = [
             f"Trajectory ID: {row.trajectory_id} "
             f"(#{place.position}/{len(self.playback) - 1})",
@@ -199,7 +206,7 @@ class Viewing:
             f"Env (batch): {place.env}/{num_envs - 1}",
             f"Shape: {row.shape}",
             f"Weights: {row.model_weights_id or '-'}",
-            f"Camera: {self.camera} (there are {', '.join(self.cameras()) or 'none'})",
+            f"Camera: {self._shown_camera} (there are {cameras})",
         ]
         return [*lines, *(f"{name}: {value}" for name, value in row.tags.items())]
 
