@@ -67,11 +67,12 @@ def test_a_sheet_shows_steps_evenly_and_all_cameras(
     monkeypatch.setattr("zarrbuf.clips.plot_sheet", note)
     done = export_clip(tmp_path / "a", tmp_path / "x.png", trajectory_id=1, env=1)
     pictures, labels, title = drawn
-    assert labels == [f"step {step}" for step in range(0, 90, 3)]
-    assert done.num_frames == len(pictures) == 30
+    assert labels[:4] == ["step 0", "step 2", "step 5", "step 7"]
+    assert labels[-1] == "step 89"
+    assert done.num_frames == len(pictures) == len(labels) == 40
     assert done.cameras == ("extra_view_images", "main_images")
     assert "trajectory_1_w.zarr, env 1" in title
-    frame = made[1].curr_obs["main_images"][6, 1].numpy()
+    frame = made[1].curr_obs["main_images"][5, 1].numpy()
     assert np.array_equal(pictures[2][:, -40:], frame)
     with Image.open(tmp_path / "x.png") as sheet:
         assert min(sheet.size) > 200
@@ -92,10 +93,15 @@ def test_frames_are_fetched_some_at_a_time(
     [
         ("x.avi", {}, InvalidInputError, r"\.mp4, \.gif, \.png"),
         ("x", {}, InvalidInputError, "ends in 'nothing'"),
-        ("x.gif", {"env": 1}, InvalidInputError, "env is 1; .* has 0 to 0"),
+        ("x.gif", {"env": 1}, InvalidInputError, "env is 1; .* from 0 to 0"),
         ("x.gif", {"env": "0"}, InvalidInputError, "env is '0'"),
         ("x.gif", {"fps": 0.0}, InvalidInputError, "fps is 0.0; allowed are"),
         ("x.gif", {"fps": float("nan")}, InvalidInputError, "fps is nan"),
+        ("x.gif", {"fps": "10"}, InvalidInputError, "fps is '10'"),
+        ("x.gif", {"fps": 60}, InvalidInputError, "allowed are 0.1 to 50 for .gif"),
+        ("x.gif", {"trajectory_id": "0"}, InvalidInputError, "a whole number"),
+        ("a", {}, InvalidInputError, "ends in 'nothing'"),
+        ("s3:/x.gif", {}, StorageError, "cannot be written"),
         ("x.gif", {"camera": "side"}, InvalidInputError, "there are main_images"),
         ("x.gif", {"trajectory_id": 5}, TrajectoryNotFoundError, "nearest are 0"),
         ("none/x.gif", {}, StorageError, "cannot be written"),
@@ -133,3 +139,48 @@ def test_states_alone_make_no_clip(tmp_path: Path) -> None:
     save(str(tmp_path / "a"), None, [one])
     with pytest.raises(InvalidInputError, match="has no images; there are none"):
         export_clip(tmp_path / "a", tmp_path / "x.gif")
+
+
+@pytest.mark.parametrize(("suffix", "most"), [("mp4", 16384), ("gif", 65535)])
+def test_pictures_that_an_encoder_cannot_take_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, most: int
+) -> None:
+    save(str(tmp_path / "a"), None, [colours(2)])
+    wide = np.zeros((2, most + 2, 3), np.uint8)
+    monkeypatch.setattr("zarrbuf.clips.beside", lambda pictures: wide)
+    with pytest.raises(InvalidInputError, match=f"at most {most} a side"):
+        export_clip(tmp_path / "a", tmp_path / f"x.{suffix}")
+    assert [one.name for one in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("fps", [0.5, 7.0, 50.0])
+def test_a_gif_takes_as_long_as_its_steps(tmp_path: Path, fps: float) -> None:
+    save(str(tmp_path / "a"), None, [colours(5)])
+    export_clip(tmp_path / "a", tmp_path / "x.gif", fps=fps)
+    with Image.open(tmp_path / "x.gif") as image:
+        assert image.info["duration"] == pytest.approx(1000 / fps, abs=5)
+
+
+def test_a_still_robot_is_one_picture_of_a_gif_for_all_its_steps(
+    tmp_path: Path,
+) -> None:
+    image = torch.zeros(6, 1, 8, 8, 3, dtype=torch.uint8)
+    made = Trajectory(curr_obs={"eye": image}, next_obs={"eye": image})
+    save(str(tmp_path / "a"), None, [made])
+    done = export_clip(tmp_path / "a", tmp_path / "x.gif")
+    assert done.num_frames == 6
+    with Image.open(tmp_path / "x.gif") as shown:
+        assert shown.info["duration"] == 600
+
+
+def test_what_the_encoder_says_reaches_the_caller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(str(tmp_path / "a"), None, [colours(2)])
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise av.FFmpegError(-5, "it is broken")
+
+    monkeypatch.setattr("av.open", fail)
+    with pytest.raises(StorageError, match="it is broken"):
+        export_clip(tmp_path / "a", tmp_path / "x.mp4")

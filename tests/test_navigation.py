@@ -75,9 +75,9 @@ def test_going_on_is_foreseen() -> None:
 @pytest.mark.parametrize(
     ("place", "words"),
     [
-        (Place(0, 3), "step is 3; there are 0 to 2"),
+        (Place(0, 3), "step is 3; a whole number from 0 to 2"),
         (Place(0, -1), "step is -1"),
-        (Place(0, 0, 2), "environment is 2; there are 0 to 1"),
+        (Place(0, 0, 2), "env is 2; a whole number from 0 to 1"),
     ],
 )
 def test_places_that_are_not_there_are_told(place: Place, words: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import re
@@ -23,10 +24,12 @@ from click.testing import CliRunner
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 from remote import save
-from viewed import colours, save_recorded
+from viewed import archive_of, colours, save_recorded
 
+import zarrbuf
 from toolkits.replay_buffer import visualize, visualize_headless
-from zarrbuf import cli
+from zarrbuf import Trajectory, cli
+from zarrbuf.errors import InvalidInputError
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
@@ -92,11 +95,18 @@ def test_the_scripts_of_rlinf_have_its_flags(
         (["{buffer}"], 2, "no display for a window here; use --web"),
         (["{buffer}", "--camera", "side"], 2, "extra_view_images, main_images"),
         (["{buffer}", "--trajectory", "9"], 1, "the nearest are 0, 1"),
-        (["{buffer}", "--step", "6"], 2, "there are 0 to 5"),
-        (["{buffer}", "--env", "2"], 2, "there are 0 to 1"),
+        (["{buffer}", "--step", "6"], 2, "whole number from 0 to 5"),
+        (["{buffer}", "--env", "2"], 2, "whole number from 0 to 1"),
         (["{buffer}", "--web", "--headless"], 2, "exclude each other"),
         (["{buffer}", "--no-display"], 2, "needs --save-image"),
         (["{buffer}", "--port", "1"], 2, "--port is for --web"),
+        (["{buffer}", "--json"], 2, "--json is for --export"),
+        (["{buffer}", "--fps", "5"], 2, "--fps is for --export"),
+        (["{buffer}", "--export", "x.gif", "--step", "1"], 2, "--step is for looking"),
+        (["{buffer}", "--headless", "--output", "x.v1"], 2, "ends in .v1; allowed are"),
+        (["{buffer}", "--headless", "--output", "s3://b/x.png"], 2, "is a URL"),
+        (["{buffer}", "--headless", "--output", "/dev/null"], 2, "is no file"),
+        (["{buffer}", "--headless", "--output", "{none}/x.png"], 1, "cannot be writ"),
         (["{buffer}", "--web", "--port", "70000"], 2, "allowed are 0 to 65535"),
         (["{buffer}", "--export", "x.avi"], 2, ".mp4, .gif, .png"),
     ],
@@ -125,14 +135,70 @@ def test_clips_are_exported(buffer: Path, tmp_path: Path) -> None:
     assert '"num_frames": 6' in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("package", "extra", "arguments"),
+    [
+        ("av", "video", ["--export", "x.mp4"]),
+        ("PIL", "view", ["--export", "x.gif"]),
+        ("matplotlib", "view", ["--headless"]),
+        ("tornado", "view", ["--web"]),
+    ],
+)
 def test_a_package_that_is_missing_is_named(
-    buffer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    buffer: Path, tmp_path: Path, package: str, extra: str, arguments: list[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "av", None)
-    monkeypatch.delitem(sys.modules, "zarrbuf.video", raising=False)
-    done = run(buffer, "--export", tmp_path / "x.mp4", check=1)
-    assert "av is not installed; pip install 'zarrbuf[video]'" in done.stderr
-    assert not (tmp_path / "x.mp4").exists()
+    program = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        "from zarrbuf.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "view", str(buffer), *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(zarrbuf.__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    expected = f"zarrbuf: {package} is not installed; pip install 'zarrbuf[{extra}]'"
+    assert done.stderr.strip() == expected
+    assert [one.name for one in tmp_path.iterdir()] == ["a"]
+
+
+def test_one_image_of_a_damaged_trajectory_is_written_and_an_error(
+    buffer: Path, tmp_path: Path
+) -> None:
+    archive_of(buffer, 0).write_bytes(b"no archive")
+    output = tmp_path / "x.png"
+    done = run(buffer, "--save-image", "--no-display", "--output", output, check=1)
+    assert done.stdout == f"saved to {output}\n"
+    assert "not all of it could be read: " in done.stderr
+    with Image.open(output) as image:
+        assert image.size == (2100, 1200)
+
+
+def test_all_that_comes_from_names_is_escaped(tmp_path: Path) -> None:
+    name = "eye\x1b[2J"
+    image = torch.zeros(2, 1, 8, 8, 3, dtype=torch.uint8)
+    save(str(tmp_path / "a"), None, [Trajectory(curr_obs={name: image})])
+    output = tmp_path / "x.png"
+    done = run(
+        tmp_path / "a", "--headless", "--output", output, text="info\ncamera x\nq\n"
+    )
+    assert "eye\\x1b[2J" in done.stdout
+    assert "\x1b" not in done.output
+
+
+def test_the_layout_may_be_chosen(buffer: Path, tmp_path: Path) -> None:
+    sizes = set()
+    for layout in ("camera", "cameras", "envs"):
+        output = tmp_path / f"{layout}.png"
+        run(
+            buffer,
+            *("--save-image", "--no-display", "--output", output, "--layout", layout),
+        )
+        sizes.add(output.read_bytes())
+    assert len(sizes) == 3
 
 
 @contextmanager
@@ -140,12 +206,15 @@ def served(path: Path, *more: str) -> Iterator[tuple[str, subprocess.Popen[str]]
     """Serve a buffer in a process of its own; its URL."""
     command = [sys.executable, "-m", "zarrbuf.cli", "view", str(path), "--web"]
     with subprocess.Popen(
-        [*command, "--port", "0", *more], stdout=subprocess.PIPE, text=True
+        [*command, "--port", "0", *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
-            match = re.search(r"http://127\.0\.0\.1:\d+/[\w-]{12}/\d+", line)
+            match = re.search(r"http://127\.0\.0\.1:\d+/[\w-]{12}/", line)
             assert match, line
             assert "ssh -N -L" in process.stdout.readline()
             yield match[0], process
@@ -153,57 +222,130 @@ def served(path: Path, *more: str) -> Iterator[tuple[str, subprocess.Popen[str]]
             process.kill()
 
 
-def shown_colour(page: Page, path: Path) -> Any:
-    """Return what the page shows in the middle of the current observation."""
-    page.screenshot(path=path)
-    box = page.locator("canvas").last.bounding_box()
-    assert box is not None
-    with Image.open(path) as image:
-        pixels = np.asarray(image.convert("RGB")).astype(int)
-    return pixels[int(box["y"] + 0.36 * box["height"]), int(box["x"] + 385)]
+class Browser:
+    """A page of the viewer, as large as the canvas makes it."""
+
+    def __init__(self, page: Page, url: str, picture: Path) -> None:
+        self.page = page
+        self.picture = picture
+        page.goto(url)
+        page.locator("canvas").last.wait_for(timeout=60_000)
+
+    @property
+    def box(self) -> dict[str, float]:
+        """Where the figure is on the page."""
+        found = self.page.locator("canvas").last.bounding_box()
+        assert found is not None
+        return {**found}
+
+    def place(self, across: float, up: float) -> tuple[float, float]:
+        """Return where on the page a point of the figure is, in shares of it."""
+        box = self.box
+        x = box["x"] + across * box["width"]
+        return x, box["y"] + (1 - up) * box["height"]
+
+    def colour(self) -> Any:
+        """Return what is shown in the middle of the current observation."""
+        self.page.screenshot(path=self.picture)
+        x, y = self.place(0.28, 0.68)
+        with Image.open(self.picture) as image:
+            pixels = np.asarray(image.convert("RGB")).astype(int)
+        return pixels[int(y), int(x)]
+
+    def click(self, across: float, up: float) -> None:
+        """Click on a point of the figure."""
+        self.page.mouse.click(*self.place(across, up))
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to show a page in")
 def test_a_browser_shows_the_frames_and_answers_to_keys(tmp_path: Path) -> None:
     """The screenshot that is kept is `viewer.png` below `$ZARRBUF_ARTIFACTS`."""
-    made = colours(12)
-    made.rewards = torch.arange(12.0).reshape(12, 1, 1)
-    save(str(tmp_path / "a"), None, [made])
-    frames = made.curr_obs["main_images"][:, 0, 0, 0].numpy().astype(int)
+    made = [colours(12), colours(3)]
+    made[0].rewards = torch.arange(12.0).reshape(12, 1, 1)
+    save(str(tmp_path / "a"), None, made)
+    images = made[0].curr_obs["main_images"]
+    frames = images[:, 0, 0, 0].numpy().astype(int)
     picture = Path(os.environ.get("ZARRBUF_ARTIFACTS", tmp_path)) / "viewer.png"
     with served(tmp_path / "a") as (url, process), sync_playwright() as driver:
-        browser = driver.chromium.launch(
+        chromium = driver.chromium.launch(
             executable_path=CHROMIUM, args=["--no-sandbox"], timeout=120_000
         )
-        page = browser.new_page(viewport={"width": 1500, "height": 950})
-        page.goto(url)
-        box = page.locator("canvas").last.bounding_box(timeout=60_000)
-        assert box is not None
 
-        def wait_for(step: int) -> None:
+        def open_page() -> Browser:
+            page = chromium.new_page(viewport={"width": 1500, "height": 950})
+            return Browser(page, url, picture)
+
+        browser = open_page()
+        keyboard = browser.page.keyboard
+
+        def wait_for(step: int, shown: Browser = browser) -> None:
             deadline = time.monotonic() + 60
-            while abs(shown_colour(page, picture) - frames[step]).max() > 3:
+            while abs(shown.colour() - frames[step]).max() > 3:
                 assert time.monotonic() < deadline, f"step {step} is not shown"
                 time.sleep(0.1)
 
         wait_for(0)
-        page.mouse.click(box["x"] + 20, box["y"] + 200)  # the keys go to the picture
+        browser.click(0.02, 0.7)  # the keys go to the picture
         for step in (1, 2, 3):
-            page.keyboard.press("ArrowRight")
+            keyboard.press("ArrowRight")
             wait_for(step)
-        page.keyboard.press("p")
+        keyboard.press("p")
         wait_for(2)
-        page.keyboard.press("End")
+        keyboard.press("End")
         wait_for(11)
-        answer = page.goto(url.rsplit("/", 2)[0] + "/1")
-        assert answer is not None
-        assert answer.status == 404
-        page.goto(url)
-        wait_for(11)
-        page.mouse.click(box["x"] + 20, box["y"] + 200)
-        page.keyboard.press("q")
+        # Reward from 0 to 11, between 0.045 and 0.99 of the figure.
+        browser.click(0.045 + 0.945 * 8.5 / 12, 0.3)
+        wait_for(8)
+        browser.click(0.5, 0.05)
+        keyboard.type("0")
+        keyboard.press("Escape")
+        keyboard.press("n")
+        wait_for(9)
+        browser.click(0.5, 0.05)
+        keyboard.type("1")
+        browser.click(0.02, 0.7)  # is not to enter it
+        wait_for(9)
+        browser.click(0.5, 0.05)
+        keyboard.press("Backspace")
+        keyboard.type("0")
+        keyboard.press("Enter")
+        wait_for(0)
+        keyboard.press("n")
+        wait_for(1)
+        second = open_page()
+        wait_for(1, second)
+        browser.page.set_viewport_size({"width": 900, "height": 600})
+        deadline = time.monotonic() + 60
+        while browser.box["width"] > 900 or browser.box["height"] > 600:
+            assert time.monotonic() < deadline, "the figure does not fit the page"
+            time.sleep(0.1)
+        wait_for(1)
+        second.page.close()
+        keyboard.press("n")
+        wait_for(2)
+        for elsewhere in (url.rsplit("/", 2)[0] + "/", f"{url}2", url[:-1]):
+            answer = browser.page.request.get(elsewhere)
+            assert answer.status == 404
+        answer = browser.page.request.get(f"{url}image.png")
+        with Image.open(io.BytesIO(answer.body())) as image:
+            assert image.format == "PNG"
+        browser.page.reload()
+        wait_for(2)
+        browser.click(0.02, 0.7)
+        keyboard.press("q")
+        browser.page.get_by_text("The viewer has ended").wait_for(timeout=30_000)
         assert process.wait(30) == 0
-        browser.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+        chromium.close()
+
+
+def test_a_page_cannot_be_served_from_an_event_loop(buffer: Path) -> None:
+    async def serve() -> None:
+        zarrbuf.view(buffer, "web", port=0)
+
+    with pytest.raises(InvalidInputError, match="an event loop runs"):
+        asyncio.run(serve())
 
 
 def test_a_stopped_server_ends_quietly(buffer: Path) -> None:

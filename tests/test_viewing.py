@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,17 @@ from matplotlib.backend_bases import KeyEvent, MouseEvent
 from matplotlib.figure import Figure
 from PIL import Image
 from remote import save
-from viewed import archive_of, recorded, save_recorded
+from viewed import SIDE, archive_of, recorded, save_recorded
 
+import zarrbuf
 from zarrbuf import Trajectory
-from zarrbuf.errors import InvalidInputError, TrajectoryNotFoundError
+from zarrbuf.errors import (
+    InvalidInputError,
+    NotFoundError,
+    TrajectoryNotFoundError,
+)
 from zarrbuf.navigation import MOVES, Place
+from zarrbuf.pictures import GAP
 from zarrbuf.playback import open_playback
 from zarrbuf.prompt import WORDS, Prompt
 from zarrbuf.viewing import KEYS, Viewing
@@ -43,12 +50,14 @@ def place_of(viewing: Viewing) -> tuple[int, int, int]:
 def test_commands_move_and_say_what_happened(buffer: Path) -> None:
     viewing = viewing_of(buffer)
     viewing.do("prev")
-    assert viewing.message == "this is the end: there is nothing further that way"
+    assert viewing.message == "there is nothing further that way"
     viewing.do("end")
     viewing.do("next")
     assert place_of(viewing) == (1, 0, 0)
     assert viewing.message == "now in trajectory_1_w.zarr"
-    viewing.go_to_step(99)
+    viewing.go_to(step=99)
+    assert place_of(viewing) == (1, 2, 0)
+    viewing.go_to(env=99)
     assert place_of(viewing) == (1, 2, 0)
     viewing.jump(" 2 ")
     assert place_of(viewing) == (2, 0, 0)
@@ -147,10 +156,23 @@ def shown(buffer: Path, tmp_path: Path) -> Any:
     plt.close(found.figure)
 
 
-def test_every_key_does_what_it_does_at_the_prompt(buffer: Path) -> None:
-    """And all moves have both."""
+def test_every_key_does_what_it_does_at_the_prompt() -> None:
+    """And all commands have both; those of RLinf are named by its own words."""
     for commands in (KEYS.values(), WORDS.values()):
-        assert set(commands) == {*MOVES, "next_camera", "cameras", "envs"}
+        assert set(commands) == {*MOVES, "next_camera", "cameras", "envs", "refresh"}
+    for key, word in (
+        ("right", "next"),
+        ("left", "prev"),
+        ("up", "nexttraj"),
+        ("down", "prevtraj"),
+        ("b", "nextbatch"),
+        ("v", "prevbatch"),
+        ("pagedown", "nn"),
+        ("pageup", "pp"),
+    ):
+        assert KEYS[key] == WORDS[word]
+    for name in set(KEYS) & set(WORDS):
+        assert KEYS[name] == WORDS[name]
 
 
 def test_keys_move_the_window(shown: Shown) -> None:
@@ -189,12 +211,29 @@ def test_a_click_on_a_curve_jumps_to_the_step(shown: Shown) -> None:
     pictures = next(one for one in shown.figure.axes if one.images)
     shown.click(pictures, 2)
     assert place_of(shown.viewing) == (0, 4, 0)
+    shown.key("g")
+    grid = next(one for one in shown.figure.axes if one.images)
+    shown.click(grid, SIDE + GAP + 3)
+    assert place_of(shown.viewing) == (0, 4, 1)
+    shown.click(next(one for one in shown.figure.axes if one.images), 3)
+    assert place_of(shown.viewing) == (0, 4, 0)
 
 
 def test_the_text_box_takes_the_keys_it_needs(shown: Shown) -> None:
     box = shown.window._box
     shown.click(box.ax, 0.5)
     shown.key("n", "backspace", "2", "enter")
+    assert place_of(shown.viewing) == (2, 0, 0)
+    shown.click(box.ax, 0.5)
+    shown.key("0", "escape", "right", "left")
+    assert not shown.has_left
+    assert place_of(shown.viewing) == (2, 0, 0)
+    shown.click(box.ax, 0.5)
+    shown.key("0")
+    shown.click(shown.figure.axes[0], 0.5)  # is left without having entered
+    assert place_of(shown.viewing) == (2, 0, 0)
+    shown.click(box.ax, 0.5)
+    shown.key("backspace", "enter", "right", "left")
     assert place_of(shown.viewing) == (2, 0, 0)
     shown.click(box.ax, 0.5)
     shown.key("9", "9", "enter")
@@ -219,7 +258,7 @@ def test_s_saves_and_every_move_if_told_to(
     each.output.unlink()
     each.output.mkdir()
     each.key("s")
-    assert "cannot be written" in each.heading
+    assert "is no file; name one, or a new one" in each.heading
     each.viewing.close()
     plt.close(each.figure)
 
@@ -294,7 +333,9 @@ def test_words_move_as_they_do_at_rlinf(
 
 def test_what_the_prompt_cannot_do_is_said_and_it_goes_on(buffer: Path) -> None:
     viewing, said, shows = run_prompt(
-        buffer, "j 9\nj\nfoo 1\nn 3\nstep x\ncamera side\ninfo\nhelp\nn\n"
+        buffer,
+        "j 9\nj\nfoo 1\nn 3\nstep x\nstep --5\nstep\ncamera side\ninfo\nhelp\n"
+        f"step {'1' * 5000}\nenv two\nn\n",
     )
     assert shows == 1
     assert place_of(viewing) == (0, 1, 0)
@@ -304,7 +345,11 @@ def test_what_the_prompt_cannot_do_is_said_and_it_goes_on(buffer: Path) -> None:
         "Error: '' is no trajectory id",
         "Unknown command: foo 1",
         "Unknown command: n 3",
-        "Unknown command: step x",
+        "Error: step is 'x'; a whole number is needed",
+        "Error: step is '--5'",
+        "Error: step is ''",
+        "Error: step is '1111",
+        "Error: env is 'two'",
         "Error: camera is 'side'",
         "Step: 0/5",
         "nexttraj",
@@ -323,19 +368,86 @@ def test_the_prompt_completes_words_cameras_and_ids(buffer: Path) -> None:
 
 
 def test_trajectories_of_other_cameras_are_passed_through(tmp_path: Path) -> None:
-    """The camera is given up for one that is there, and kept then."""
+    """Another camera is shown where there is none such, and the one wanted after it."""
     image = torch.zeros(2, 1, 40, 40, 3, dtype=torch.uint8)
-    for name in ("a_images", "b_images"):
-        one = Trajectory(
-            rewards=torch.ones(2, 1, 1), curr_obs={name: image}, next_obs={name: image}
-        )
+    for names in (["a_images"], ["b_images"], ["a_images", "b_images"]):
+        images = dict.fromkeys(names, image)
+        one = Trajectory(rewards=torch.ones(2, 1, 1), curr_obs=images, next_obs=images)
         save(str(tmp_path / "x"), None, [one])
-    viewing = viewing_of(tmp_path / "x")
+    viewing = viewing_of(tmp_path / "x", camera="a_images")
+    messages = []
+    for _ in range(6):
+        scene = viewing.scene()
+        messages.append((scene.camera, viewing.message))
+        viewing.do("next")
+    viewing.close()
+    name = "trajectory_1_.zarr"
+    assert messages == [
+        ("a_images", ""),
+        ("a_images", ""),
+        (
+            "b_images",
+            f"now in {name} | {name} has no a_images: showing b_images (there are "
+            "b_images)",
+        ),
+        ("b_images", ""),
+        ("a_images", "now in trajectory_2_.zarr | camera a_images"),
+        ("a_images", ""),
+    ]
+    with pytest.raises(InvalidInputError, match="has b_images"):
+        viewing_of(tmp_path / "x", camera="a_images", place=Place(1))
+
+
+def test_a_camera_may_be_named_where_the_first_trajectory_is_damaged(
+    buffer: Path,
+) -> None:
+    archive_of(buffer, 0).write_bytes(b"no archive")
+    viewing = viewing_of(buffer, camera="extra_view_images")
+    assert viewing.scene().is_broken
+    viewing.do("next_trajectory")
+    assert viewing.scene().camera == "extra_view_images"
+    viewing.close()
+
+
+def test_what_is_added_while_one_looks_is_found(buffer: Path) -> None:
+    viewing = viewing_of(buffer, place=Place(2, 29, 1))
+    save_recorded(buffer, (2, 1))
+    assert len(viewing.playback) == 3
+    viewing.do("next")
+    assert place_of(viewing) == (3, 0, 0)
+    save_recorded(buffer, (2, 1))
+    viewing.jump("4")
+    assert place_of(viewing) == (4, 0, 0)
+    save_recorded(buffer, (2, 1))
+    zarrbuf.remove(buffer, "0,2")
+    viewing.do("refresh")
+    assert viewing.message == "there are 4 trajectories now"
+    assert viewing.playback.name(viewing.place.position) == "trajectory_4_w.zarr"
+    assert viewing.scene().place == Place(2)
+    zarrbuf.remove(buffer, "4")
+    viewing.do("refresh")
+    assert viewing.playback.name(viewing.place.position) == "trajectory_5_w.zarr"
+    shutil.rmtree(buffer)
+    with pytest.raises(NotFoundError):
+        viewing.do("next_trajectory")
+    assert len(viewing.playback) == 3
+    viewing.close()
+
+
+def test_damage_is_told_to_who_reads_words(buffer: Path) -> None:
+    archive_of(buffer, 1).unlink()
+    said: list[str] = []
+    viewing = viewing_of(buffer)
     viewing.scene()
-    assert viewing.camera == "a_images"
+    viewing.tell(said.append)
     viewing.do("next_trajectory")
     viewing.scene()
-    assert viewing.camera == "b_images"
-    assert "showing b_images" in viewing.message
-    assert viewing.message.startswith("now in trajectory_1")
+    viewing.tell(said.append)
+    viewing.do("next_trajectory")
+    viewing.scene()
+    viewing.tell(said.append)
     viewing.close()
+    assert len(said) == 3
+    assert said[0] == "now in trajectory_1_w.zarr"
+    assert said[1].endswith(".zarr.zip) is missing")
+    assert said[2] == "now in trajectory_2_w.zarr"

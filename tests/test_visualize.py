@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 from remote import save
 from viewed import SIDE, archive_of, recorded, save_recorded
@@ -74,11 +76,26 @@ def test_the_heading_tells_what_the_title_of_rlinf_tells(tmp_path: Path) -> None
     scene = scene_of(tmp_path / "a", place=Place(1, 3, 1))
     assert scene.heading == (
         "Trajectory ID 1 (#1/1) | Step 3/5 | Env 1/1",
-        "Action: [3.000 -3.000] | Reward: 4.0000 | Done: True",
-        "Episode 1/2: steps 0 to 3, return 10",
+        "Reward: 4.0000 | Done: True | Episode 1/2: steps 0 to 3, return 10",
+        "Action: [3.000 -3.000]",
     )
     scene = scene_of(tmp_path / "a", place=Place(0, 2, 0))
-    assert scene.heading[1].endswith("Done: False | Intervention")
+    assert "Done: False | Intervention | Episode 1/2" in scene.heading[1]
+
+
+def test_done_is_told_where_only_terminations_are_stored(tmp_path: Path) -> None:
+    ends = torch.tensor([False, False, True, False]).reshape(4, 1, 1)
+    made = Trajectory(
+        actions=torch.full((4, 1, 1000), -123.456),
+        rewards=torch.zeros(4, 1, 1),
+        terminations=torch.cat([ends[:1] & False, ends]),
+    )
+    save(str(tmp_path / "a"), None, [made])
+    scene = scene_of(tmp_path / "a", place=Place(0, 2))
+    assert scene.heading[1].startswith("Reward: 0.0000 | Done: True | Termination | ")
+    assert scene.heading[2].startswith("Action: [-123.456 ")
+    scene = scene_of(tmp_path / "a", place=Place(0, 1))
+    assert scene.heading[1].startswith("Reward: 0.0000 | Done: False | Episode 1/2")
 
 
 def test_all_cameras_and_all_environments(tmp_path: Path) -> None:
@@ -136,24 +153,17 @@ def test_curves_have_a_cursor_boundaries_and_interventions(tmp_path: Path) -> No
     figure = Figure()
     screen = Screen(figure)
     screen.show(scene)
-    assert [axes.get_ylabel() for axes in screen.curve_axes] == [
-        "reward",
-        "return",
-        "actions",
-    ]
+    texts = [[text.get_text() for text in axes.texts] for axes in screen.curve_axes]
+    assert texts == [["reward"], ["return", "6", "22"], ["actions"]]
     for axes in screen.curve_axes:
-        verticals = [
-            line.get_xdata()[0]
-            for line in axes.lines
-            if len(set(line.get_xdata())) == 1
-        ]
-        assert sorted(verticals) == [3.5, 5, 7.5]
-        (span,) = axes.patches
-        assert (span.get_x(), span.get_width()) == (1.5, 1.0)
+        cursor = axes.lines[-1]
+        assert list(cursor.get_xdata()) == [5, 5]
+        spans, ends = axes.collections
+        (box,) = (path.get_extents() for path in spans.get_paths())
+        assert (box.x0, box.x1) == (1.5, 2.5)
+        assert [path.vertices[0, 0] for path in ends.get_paths()] == [3.5, 7.5]
     rewards = screen.curve_axes[0].lines[0].get_ydata()
     assert rewards.tolist() == list(range(8))
-    texts = [text.get_text() for text in screen.curve_axes[1].texts]
-    assert texts == ["6", "22"]
 
 
 def test_showing_the_next_scene_equals_a_new_figure(tmp_path: Path) -> None:
@@ -258,8 +268,8 @@ def test_large_images_are_scaled_for_the_screen_only(tmp_path: Path) -> None:
     ("arguments", "error", "words"),
     [
         ({"camera": "side"}, InvalidInputError, "extra_view_images, main_images"),
-        ({"step": 4}, InvalidInputError, "there are 0 to 3"),
-        ({"env": -1}, InvalidInputError, "environment is -1"),
+        ({"step": 4}, InvalidInputError, "a whole number from 0 to 3"),
+        ({"env": -1}, InvalidInputError, "env is -1"),
         ({"layout": "all"}, InvalidInputError, "allowed are camera, cameras, envs"),
         ({"trajectory_id": 9}, TrajectoryNotFoundError, "the nearest are 0"),
     ],
@@ -317,3 +327,89 @@ def test_names_are_text_and_no_formulas(tmp_path: Path) -> None:
     with Image.open(out) as sheet:
         assert done.num_frames == 3
         assert sheet.size[0] > 100
+
+
+@pytest.mark.parametrize("count", [3, 5, 8, 13])
+def test_pictures_of_many_cameras_are_as_large_as_fits(
+    count: int, tmp_path: Path
+) -> None:
+    image = torch.zeros(3, 1, 16, 16, 3, dtype=torch.uint8)
+    names = {f"a_camera_with_a_long_name_{n:02}": image for n in range(count)}
+    made = Trajectory(rewards=torch.zeros(3, 1, 1), curr_obs=names, next_obs=names)
+    save(str(tmp_path / "a"), None, [made])
+    figure = zarrbuf.plot_step(tmp_path / "a", 0, layout="cameras")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    shown = [axes for axes in figure.axes if axes.images]
+    assert len(shown) == 2 * count
+    renderer = canvas.get_renderer()
+    boxes = [axes.get_window_extent(renderer) for axes in shown]
+    assert all(box.height > 60 and box.width > 60 for box in boxes)
+    titles = [axes.title.get_window_extent(renderer) for axes in shown]
+    for one, other in pairwise(titles):
+        assert one.x1 <= other.x0 or one.y0 != other.y0
+
+
+def test_all_curves_have_names_in_the_figure_and_more_are_said(tmp_path: Path) -> None:
+    states = {f"a_long_name_of_a_state_{n}": torch.ones(5, 1, 40) for n in range(27)}
+    made = Trajectory(rewards=torch.zeros(5, 1, 1), curr_obs=states, next_obs=states)
+    save(str(tmp_path / "a"), None, [made])
+    figure = zarrbuf.plot_step(tmp_path / "a", 0)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    names = [
+        text
+        for axes in figure.axes
+        for text in axes.texts
+        if text.get_text().endswith("(+24)")
+    ]
+    assert len(names) == 4
+    for text in names:
+        assert text.get_window_extent(canvas.get_renderer()).x0 > 0
+    label = figure.axes[-1].get_xlabel()
+    assert label == "step (23 more curves are not shown)"
+    assert figure.axes[1].get_title().endswith("(the first 64 of 1080 numbers)")
+
+
+@pytest.mark.parametrize("value", [1.7e308, -1.7e308, 5e-324, float("nan"), 3.4e38])
+def test_numbers_of_any_size_are_drawn(value: float, tmp_path: Path) -> None:
+    many = torch.full((4, 1, 2), value, dtype=torch.float64)
+    made = Trajectory(rewards=many, curr_obs={"x": many}, next_obs={"x": many})
+    save(str(tmp_path / "a"), None, [made])
+    figure = zarrbuf.plot_step(tmp_path / "a", 0)
+    FigureCanvasAgg(figure).draw()
+    low, high = figure.axes[1].get_ylim()
+    assert np.isfinite([low, high]).all()
+    if value == 3.4e38:
+        assert low <= value <= high
+
+
+def test_of_very_many_environments_some_have_numbers_and_one_a_frame(
+    tmp_path: Path,
+) -> None:
+    image = torch.zeros(2, 121, 16, 16, 3, dtype=torch.uint8)
+    made = Trajectory(curr_obs={"eye": image}, next_obs={"eye": image})
+    save(str(tmp_path / "a"), None, [made])
+    scene = scene_of(tmp_path / "a", place=Place(0, 0, 60), layout="envs")
+    axes = plot_scene(scene).axes[1]
+    labels = [text.get_text() for text in axes.texts if text.get_text()]
+    assert labels == [*map(str, range(0, 60, 11)), "60", *map(str, range(66, 121, 11))]
+    (frame,) = axes.patches
+    assert isinstance(frame, Rectangle)
+    assert frame.get_xy() == (5 * 18 - 1, 5 * 18 - 1)
+
+
+def test_many_episodes_and_interventions_are_few_artists(tmp_path: Path) -> None:
+    flags = torch.ones(201, 1, 1, dtype=torch.bool)
+    made = Trajectory(
+        rewards=torch.zeros(200, 1, 1),
+        dones=flags,
+        intervene_flags=(torch.arange(200) % 2 == 0).reshape(200, 1, 1),
+    )
+    save(str(tmp_path / "a"), None, [made])
+    figure = zarrbuf.plot_step(tmp_path / "a", 0, step=3)
+    for axes in figure.axes[-2:]:
+        spans, ends = axes.collections
+        assert len(spans.get_paths()) == 100
+        assert len(ends.get_paths()) == 200
+        assert len(axes.lines) == 2

@@ -17,6 +17,7 @@ import zarrbuf
 from zarrbuf.conversion_commands import convert, export, recompress
 from zarrbuf.curation_commands import merge, split
 from zarrbuf.errors import InvalidInputError, ZarrbufError
+from zarrbuf.printing import printable
 from zarrbuf.terminal import (
     ALLOW_BASE_OPTION,
     AT_OPTION,
@@ -24,13 +25,12 @@ from zarrbuf.terminal import (
     STORAGE_OPTION,
     format_bytes,
     print_json,
-    printable,
     show_progress,
 )
 from zarrbuf.upkeep_commands import prune, remove, repair, show_log, unpin, vacuum
 from zarrbuf.view_commands import view
 
-_EXTRAS: Final = {"matplotlib": "view", "tornado": "view", "av": "video"}
+_EXTRAS: Final = {"matplotlib": "view", "PIL": "view", "tornado": "view", "av": "video"}
 """Packages that a command may lack -> the extra that has them."""
 
 
@@ -44,11 +44,12 @@ class _Group(click.Group):
             click.echo(f"zarrbuf: {printable(str(exc))}", err=True)
             ctx.exit(2 if isinstance(exc, InvalidInputError) else 1)
         except ModuleNotFoundError as exc:
-            if exc.name not in _EXTRAS:
+            package = (exc.name or "").partition(".")[0]
+            if package not in _EXTRAS:
                 raise
             click.echo(
-                f"zarrbuf: {exc.name} is not installed; "
-                f"pip install 'zarrbuf[{_EXTRAS[exc.name]}]'",
+                f"zarrbuf: {package} is not installed; "
+                f"pip install 'zarrbuf[{_EXTRAS[package]}]'",
                 err=True,
             )
             ctx.exit(1)

@@ -6,10 +6,8 @@ Owns which pictures that takes and that no file is left half-written.
 from __future__ import annotations
 
 import importlib
-import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -17,16 +15,20 @@ import numpy as np
 from PIL import Image
 
 from zarrbuf.arguments import check_whole_number
-from zarrbuf.errors import InvalidInputError, StorageError
-from zarrbuf.format import new_uuid
+from zarrbuf.errors import InvalidInputError
 from zarrbuf.jobs import Progress
+from zarrbuf.local_files import check_local_file, write_whole
 from zarrbuf.pictures import Picture, beside, shrink, to_picture
 from zarrbuf.playback import open_playback
 from zarrbuf.recording import Recording
+from zarrbuf.rows import IntArray
 from zarrbuf.visualize import plot_sheet, save_figure
 
 SUFFIXES: Final = (".mp4", ".gif", ".png")
 DEFAULT_FPS: Final = 10.0
+_MAX_FPS: Final = {".mp4": 1000, ".gif": 50, ".png": 1000}
+_MAX_SIDE: Final = {".mp4": 16384, ".gif": 65535}
+"""Pixels, of the encoders."""
 SHEET_FRAMES: Final = 40
 _SHEET_SIDE: Final = 320
 _AHEAD: Final = 8
@@ -41,7 +43,7 @@ class Clip:
         path: the file.
         trajectory: name of the trajectory.
         cameras: which are shown, side by side.
-        num_frames: pictures in it.
+        num_frames: steps that are shown; equal pictures in a row are one in a GIF.
         num_bytes: size of the file.
     """
 
@@ -75,7 +77,8 @@ def export_clip(
         trajectory_id: which; None for the first of the list.
         env: which environment, `b`.
         camera: which images; None for all cameras, side by side.
-        fps: steps a second in a clip.
+        fps: steps a second in a clip, 0.1 to 1000, in a GIF at most 50; a GIF counts in
+            10 ms.
         progress: called with (pictures done, pictures in all).
 
     Raises:
@@ -91,30 +94,31 @@ def export_clip(
             f"{path!r} ends in {suffix or 'nothing'!r}; allowed are "
             f"{', '.join(SUFFIXES)}"
         )
-    if not (math.isfinite(fps) and 0.1 <= fps <= 1000):
-        raise InvalidInputError(f"fps is {fps}; allowed are 0.1 to 1000")
+    is_number = isinstance(fps, int | float)
+    if not is_number or not 0.1 <= fps <= _MAX_FPS[suffix]:
+        raise InvalidInputError(
+            f"fps is {fps!r}; allowed are 0.1 to {_MAX_FPS[suffix]} for {suffix}"
+        )
+    check_local_file(path)
     playback = open_playback(source)
     position = 0 if trajectory_id is None else playback.find(trajectory_id)
     recording = playback.recording(position)
-    check_whole_number("env", env)
-    if not 0 <= env < recording.num_envs:
-        raise InvalidInputError(
-            f"env is {env}; {recording.name} has 0 to {recording.num_envs - 1}"
-        )
+    check_whole_number("env", env, maximum=recording.num_envs - 1)
     cameras = _cameras(recording, camera)
-    steps = range(recording.num_steps)
+    count = recording.num_steps
     if suffix == ".png":
-        every = -(-len(steps) // SHEET_FRAMES)
-        steps = steps[::every]
+        count = min(count, SHEET_FRAMES)
+    steps = np.linspace(0, recording.num_steps - 1, count).round().astype(np.int64)
     pictures = _pictures(recording, cameras, steps, env, progress)
     if suffix == ".png":
         _write_sheet(path, pictures, steps, recording, cameras, env)
-    elif suffix == ".gif":
-        _write_whole(path, lambda name: _write_gif(name, pictures, fps=fps))
     else:
-        # Imported when needed: FFmpeg is in an extra of its own.
-        video = importlib.import_module("zarrbuf.video")
-        _write_whole(path, lambda name: video.write_mp4(name, pictures, fps=fps))
+        write = _write_gif
+        if suffix == ".mp4":
+            # Imported when needed: FFmpeg is in an extra of its own.
+            write = importlib.import_module("zarrbuf.video").write_mp4
+        frames = _of_size(pictures, suffix)
+        write_whole(path, lambda name: write(name, frames, fps=fps))
     return Clip(path, recording.name, cameras, len(steps), os.path.getsize(path))
 
 
@@ -134,19 +138,35 @@ def _cameras(recording: Recording, camera: str | None) -> tuple[str, ...]:
 def _pictures(
     recording: Recording,
     cameras: tuple[str, ...],
-    steps: range,
+    steps: IntArray,
     env: int,
     progress: Progress | None,
 ) -> Iterator[Picture]:
     """Yield the pictures of some steps, several of them fetched at once."""
     names = [f"curr_obs/{camera}" for camera in cameras]
-    for number, step in enumerate(steps):
+    for number, step in enumerate(steps.tolist()):
         if number % _AHEAD == 0:
-            near = np.array(steps[number : number + _AHEAD])
+            near = steps[number : number + _AHEAD]
             recording.fetch_samples(names, steps=near, env=env)
         yield beside([_picture(recording, name, step, env) for name in cameras])
         if progress is not None:
             progress(number + 1, len(steps))
+
+
+def _of_size(pictures: Iterator[Picture], suffix: str) -> Iterator[Picture]:
+    """Yield pictures that an encoder takes.
+
+    Raises:
+        InvalidInputError: for one that is too large.
+    """
+    for picture in pictures:
+        height, width = picture.shape[:2]
+        if max(height, width) > _MAX_SIDE[suffix]:
+            raise InvalidInputError(
+                f"a picture is {width} x {height} pixels; {suffix} takes at most "
+                f"{_MAX_SIDE[suffix]} a side: choose one camera, or a .png"
+            )
+        yield picture
 
 
 def _picture(recording: Recording, camera: str, step: int, env: int) -> Picture:
@@ -160,14 +180,16 @@ def _picture(recording: Recording, camera: str, step: int, env: int) -> Picture:
 def _write_sheet(
     path: str,
     pictures: Iterator[Picture],
-    steps: range,
+    steps: IntArray,
     recording: Recording,
     cameras: tuple[str, ...],
     env: int,
 ) -> None:
     small = [shrink(one, max_side=_SHEET_SIDE) for one in pictures]
     title = f"{recording.name}, env {env}: {', '.join(cameras)}"
-    save_figure(plot_sheet(small, [f"step {t}" for t in steps], title=title), path)
+    save_figure(
+        plot_sheet(small, [f"step {t}" for t in steps.tolist()], title=title), path
+    )
 
 
 def _write_gif(name: str, pictures: Iterator[Picture], *, fps: float) -> None:
@@ -177,20 +199,6 @@ def _write_gif(name: str, pictures: Iterator[Picture], *, fps: float) -> None:
         format="GIF",
         save_all=True,
         append_images=images,
-        duration=round(1000 / fps),
+        duration=10 * round(100 / fps),  # a GIF counts in 10 ms
         loop=0,
     )
-
-
-def _write_whole(path: str, write: Callable[[str], None]) -> None:
-    """Have a file written under another name first; nothing is left if that fails."""
-    directory, name = os.path.split(os.path.abspath(path))
-    partial = os.path.join(directory, f".{new_uuid()[:8]}.{name}")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    except OSError as exc:
-        raise StorageError(f"{path}: cannot be written: {exc}") from exc
-    finally:
-        with suppress(OSError):
-            os.remove(partial)

@@ -10,6 +10,7 @@ from typing import Any, Final
 import click
 
 import zarrbuf
+from zarrbuf.printing import printable
 from zarrbuf.terminal import (
     ALLOW_BASE_OPTION,
     AT_OPTION,
@@ -17,7 +18,6 @@ from zarrbuf.terminal import (
     STORAGE_OPTION,
     format_bytes,
     print_json,
-    printable,
     show_progress,
 )
 

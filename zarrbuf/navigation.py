@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
-from zarrbuf.errors import InvalidInputError
+from zarrbuf.arguments import check_whole_number
 
 FAR: Final = 10
 """Steps of a long stride."""
@@ -54,12 +54,8 @@ def check_place(place: Place, lengths: Lengths) -> Place:
         InvalidInputError: if there is no such step or environment.
     """
     num_steps, num_envs = lengths.shape(place.position)
-    if not 0 <= place.step < num_steps:
-        raise InvalidInputError(f"step is {place.step}; there are 0 to {num_steps - 1}")
-    if not 0 <= place.env < num_envs:
-        raise InvalidInputError(
-            f"environment is {place.env}; there are 0 to {num_envs - 1}"
-        )
+    check_whole_number("step", place.step, maximum=num_steps - 1)
+    check_whole_number("env", place.env, maximum=num_envs - 1)
     return place
 
 

@@ -6,7 +6,7 @@ Owns what is kept open and decoded. Knows no figure and no key.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -37,25 +37,39 @@ class Playback:
         stats: what looking has cost so far.
     """
 
-    def __init__(self, store: TrajectoryStore) -> None:
-        """Look at what `store` lists now.
+    def __init__(self, open_list: Callable[[], TrajectoryStore]) -> None:
+        """Look at what is listed now.
+
+        Args:
+            open_list: opens the buffer, now and when it is read anew.
 
         Raises:
-            EmptyBufferError: if that is nothing.
+            EmptyBufferError: if nothing is listed.
         """
-        self._store = store
-        self.rows = store.rows
-        self.url = store.url or "memory"
+        self._open_list = open_list
         self.stats = PlaybackStats()
-        if not len(self.rows):
-            raise EmptyBufferError(f"{self.url} lists no trajectory")
         self._kept: LruCache[ChunkKey, AnyArray] = LruCache(
             max_cost=CHUNK_CACHE_BYTES, max_items=1 << 16
         )
         self._opening = threading.Lock()
-        self._recordings: LruCache[int, Recording] = LruCache(
-            max_cost=MAX_RECORDINGS, max_items=MAX_RECORDINGS
-        )
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the list anew; positions may be those of other trajectories after it.
+
+        Raises:
+            NotFoundError: if the buffer is gone; what was listed stays.
+            EmptyBufferError: if nothing is listed any more; what was listed stays.
+        """
+        store = self._open_list()
+        if not len(store.rows):
+            raise EmptyBufferError(f"{store.url or 'memory'} lists no trajectory")
+        with self._opening:  # what is being opened has the old position
+            self._store, self.rows = store, store.rows
+            self.url = store.url or "memory"
+            self._recordings: LruCache[int, Recording] = LruCache(
+                max_cost=MAX_RECORDINGS, max_items=MAX_RECORDINGS
+            )
 
     def __len__(self) -> int:
         """Return the number of trajectories."""
@@ -148,4 +162,4 @@ def open_playback(
         return source
     location = location_of(source)
     storage = open_storage(location, storage_options, allow_bases=allow_bases)
-    return Playback(open_store(storage, version=version))
+    return Playback(lambda: open_store(storage, version=version))

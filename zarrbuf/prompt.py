@@ -9,7 +9,8 @@ import cmd
 from collections.abc import Callable
 from typing import Any, Final
 
-from zarrbuf.errors import ZarrbufError
+from zarrbuf.errors import InvalidInputError, ZarrbufError
+from zarrbuf.printing import printable
 from zarrbuf.viewing import Viewing
 
 WORDS: Final = {
@@ -32,9 +33,11 @@ WORDS: Final = {
     "c": "next_camera",
     "a": "cameras",
     "g": "envs",
+    "r": "refresh",
+    "refresh": "refresh",
 }
 """Words -> commands; those of RLinf's headless visualizer mean what they do there."""
-_WITH_ARGUMENT: Final = ("j", "step", "camera")
+_WITH_ARGUMENT: Final = ("j", "step", "env", "camera")
 _OTHERS: Final = (*_WITH_ARGUMENT, "info", "help", "q", "quit", "exit")
 HELP: Final = """\
 n / next         next step, into the next trajectory at the end
@@ -46,10 +49,11 @@ nb / nextbatch   next environment (batch index)
 pb / prevbatch   previous environment
 home, end        first, last step of the trajectory
 j ID             trajectory with that id
-step T           that step of the trajectory
+step T, env B    that step, that environment of the trajectory
 c, camera NAME   next camera, that camera
 a                all cameras, or one again
 g                all environments, or one again
+r / refresh      read the list anew, as n and nt do at its end
 info             where this is
 q / quit         leave; so does the end of input
 An empty line does the last command again.
@@ -108,8 +112,10 @@ class Prompt(cmd.Cmd):
             viewing.do(WORDS[word])
         elif word == "j":
             viewing.jump(argument)
-        elif word == "step" and argument.lstrip("-").isdecimal():
-            viewing.go_to_step(int(argument))
+        elif word == "step":
+            viewing.go_to(step=_number(word, argument))
+        elif word == "env":
+            viewing.go_to(env=_number(word, argument))
         elif word == "camera" and argument:
             viewing.choose_camera(argument)
         else:
@@ -132,12 +138,22 @@ class Prompt(cmd.Cmd):
         """Return the words that begin so."""
         return sorted({w for w in (*WORDS, *_OTHERS) if w.startswith(text)})
 
-    def completedefault(self, *ignored: Any) -> list[str]:
+    def completedefault(
+        self, text: str = "", line: str = "", *ignored: Any
+    ) -> list[str]:
         """Return the cameras or ids that an argument may be."""
-        text, line = str(ignored[0]), str(ignored[1])
         found: list[str] = []
         if line.startswith("camera "):
             found = self._viewing.cameras()
         elif line.startswith("j "):
             found = [str(n) for n in self._viewing.playback.rows.trajectory_ids]
-        return [one for one in found if one.startswith(text)]
+        return [one for one in map(printable, found) if one.startswith(text)]
+
+
+def _number(word: str, argument: str) -> int:
+    try:
+        return int(argument)
+    except ValueError:
+        raise InvalidInputError(
+            f"{word} is {argument!r:.40}; a whole number is needed"
+        ) from None

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import numpy as np
 
@@ -35,7 +35,7 @@ from zarrbuf.recording import Recording
 
 USUAL_CAMERAS: Final = ("main_images", "wrist_images", "extra_view_images")
 Layout = Literal["camera", "cameras", "envs"]
-_STAGES: Final = ("current", "next")
+_STAGES: Final = ("current observation", "next observation")
 _BROKEN_SIZE: Final = (96, 128)
 _GRID_SIDE: Final = 2048
 """Pixels of a grid of environments; its tiles are shrunk to that."""
@@ -92,6 +92,13 @@ class Scene:
     camera: str | None = None
     is_broken: bool = False
 
+    @property
+    def error(self) -> str:
+        """What of it could not be read, the first of it; empty if all was."""
+        panels = [panel.error for pair in self.panels for panel in pair]
+        found = [one for one in (*panels, *self.curves.problems) if one]
+        return found[0] if found else ""
+
 
 def choose_camera(recording: Recording, wanted: str) -> str | None:
     """Return the camera that is shown of a trajectory; None if it has none.
@@ -111,6 +118,17 @@ def check_camera(recording: Recording, wanted: str) -> None:
             f"camera is {wanted!r}; {recording.name} has "
             f"{', '.join(recording.cameras) or 'none'}"
         )
+
+
+def check_layout(layout: str) -> Layout:
+    """Return `layout` if it is one; raise InvalidInputError if not."""
+    for one in get_args(Layout):
+        if layout == one:
+            found: Layout = one
+            return found
+    raise InvalidInputError(
+        f"layout is {layout!r}; allowed are {', '.join(get_args(Layout))}"
+    )
 
 
 @dataclass(frozen=True)
@@ -138,7 +156,7 @@ class SceneReader:
     def __init__(self, playback: Playback) -> None:
         """Read nothing yet."""
         self.playback = playback
-        self._curves: tuple[tuple[int, int], Curves] | None = None
+        self._curves: tuple[tuple[Recording, int], Curves] | None = None
         self._thread = BackgroundThread("zarrbuf-scenes")
         self._pending: dict[Wish, Future[None]] = {}
 
@@ -159,7 +177,8 @@ class SceneReader:
         return Scene(
             place,
             (where, *what),
-            tuple(_panels(recording, place, name, envs) for name in names or (None,)),
+            tuple(_panels(recording, place, name, envs) for name in names)
+            or (_vector_panels(recording, place),),
             curves,
             tuple(recording.cameras),
             choose_camera(recording, wish.camera),
@@ -203,7 +222,7 @@ class SceneReader:
             )
 
     def _read_curves(self, recording: Recording, place: Place) -> Curves:
-        key = (place.position, place.env)
+        key = (recording, place.env)
         if self._curves is not None and self._curves[0] == key:
             return self._curves[1]
         curves = read_curves(recording, place.env)
@@ -253,14 +272,9 @@ def _shown(recording: Recording, wish: Wish) -> tuple[tuple[int, ...], tuple[str
 
 
 def _panels(
-    recording: Recording, place: Place, camera: str | None, envs: tuple[int, ...]
+    recording: Recording, place: Place, camera: str, envs: tuple[int, ...]
 ) -> tuple[Panel, Panel]:
-    """Return what is shown of a camera, or of states without one, now and next."""
-    if camera is None:
-        return (
-            _vector_panel(recording, place, 0),
-            _vector_panel(recording, place, 1),
-        )
+    """Return what is shown of a camera, now and next."""
     seen = recording.ranges.get(camera)
     if seen is not None:  # all that is shown has one scale
         for stage, env in itertools.product((0, 1), envs):
@@ -282,7 +296,7 @@ def _image(
 def _panel(
     recording: Recording, place: Place, camera: str, stage: int, envs: tuple[int, ...]
 ) -> Panel:
-    title = f"{_STAGES[stage]} observation: {camera}"
+    title = f"{_STAGES[stage]}: {camera}"
     if not recording.has(camera, stage):
         return Panel(f"{title} (none)")
     pictures: list[Picture] = []
@@ -303,9 +317,13 @@ def _panel(
     return Panel(title, grid, envs=envs, env=place.env, error="; ".join(errors[:1]))
 
 
+def _vector_panels(recording: Recording, place: Place) -> tuple[Panel, Panel]:
+    """Show the numbers of observations, where there are no images."""
+    return _vector_panel(recording, place, 0), _vector_panel(recording, place, 1)
+
+
 def _vector_panel(recording: Recording, place: Place, stage: int) -> Panel:
-    """Show the numbers of an observation, where there are no images."""
-    title = f"{_STAGES[stage]} observation"
+    title = _STAGES[stage]
     names = [name for name in recording.vectors if recording.has(name, stage)]
     if not names:
         return Panel(f"{title} (none)")
@@ -318,13 +336,15 @@ def _vector_panel(recording: Recording, place: Place, stage: int) -> Panel:
         return Panel(title, error=str(exc))
     flat = np.concatenate([np.real(one).reshape(-1) for one in numbers])
     title = f"{title}: {', '.join(names)}"
+    if len(flat) > _MAX_BARS:
+        title += f" (the first {_MAX_BARS} of {len(flat)} numbers)"
     return Panel(title, values=flat[:_MAX_BARS].astype(np.float64))
 
 
 def _broken_scene(place: Place, where: str, error: str, playback: Playback) -> Scene:
     broken = broken_picture(*_BROKEN_SIZE)
     left, right = (
-        Panel(f"{stage} observation", broken, error=why)
+        Panel(stage, broken, error=why)
         for stage, why in zip(_STAGES, (error, ""), strict=True)
     )
     num_steps, _ = playback.shape(place.position)
@@ -387,7 +407,8 @@ def _say_episode(number: int, curves: Curves) -> str:
 def _say_number(value: AnyArray) -> str:
     if value.size == 1:
         return f"Reward: {value.item():.4f}"
-    return f"Reward: {value.sum():.4f} (sum of {value.size})"
+    with np.errstate(over="ignore", invalid="ignore"):
+        return f"Reward: {value.sum():.4f} (sum of {value.size})"
 
 
 def _say_numbers(value: AnyArray) -> str:

@@ -55,11 +55,6 @@ ALLOW_BASE_OPTION: Final = click.option(
 )
 
 
-def printable(text: str) -> str:
-    """Escape what a terminal would obey: names come from files of others."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
 def print_json(value: Mapping[str, Any]) -> None:
     """Print one JSON object."""
     click.echo(json.dumps(value, indent=2))

@@ -10,13 +10,13 @@ from typing import Any, Final
 import click
 
 import zarrbuf
+from zarrbuf.printing import printable
 from zarrbuf.terminal import (
     ALLOW_BASE_OPTION,
     JSON_OPTION,
     STORAGE_OPTION,
     format_bytes,
     print_json,
-    printable,
     show_progress,
 )
 

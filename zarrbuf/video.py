@@ -30,7 +30,13 @@ def write_mp4(path: str, pictures: Iterable[Picture], *, fps: float) -> None:
     Raises:
         OSError: if it cannot be written.
     """
-    rate = Fraction(fps).limit_denominator(1000)
+    try:
+        _encode(path, pictures, Fraction(fps).limit_denominator(1000))
+    except av.FFmpegError as exc:
+        raise OSError(f"FFmpeg: {exc}") from exc
+
+
+def _encode(path: str, pictures: Iterable[Picture], rate: Fraction) -> None:
     with av.open(path, "w", format="mp4") as container:
         stream = None
         for picture in pictures:

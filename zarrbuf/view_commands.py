@@ -5,11 +5,13 @@ One command, one call. The viewer is loaded only here: it needs matplotlib.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import click
+from click.core import ParameterSource
 
 import zarrbuf
+from zarrbuf.printing import printable
 from zarrbuf.terminal import (
     ALLOW_BASE_OPTION,
     AT_OPTION,
@@ -17,7 +19,6 @@ from zarrbuf.terminal import (
     STORAGE_OPTION,
     format_bytes,
     print_json,
-    printable,
     show_progress,
 )
 
@@ -41,6 +42,13 @@ _FORMS: Final[dict[str, Any]] = {
 )
 @click.option("--step", type=int, default=0, show_default=True, help="Start there.")
 @click.option("--env", type=int, default=0, show_default=True, help="Start there.")
+@click.option(
+    "--layout",
+    type=click.Choice(["camera", "cameras", "envs"]),
+    default="camera",
+    show_default=True,
+    help="One camera, all cameras, or one camera of all environments.",
+)
 @click.option("--web", is_flag=True, help="In a browser, over SSH too.")
 @click.option(
     "--port", type=int, help="Of the page, on 127.0.0.1; default 8988, 0 for any."
@@ -74,6 +82,7 @@ def view(
     trajectory_id: int | None,
     step: int,
     env: int,
+    layout: Literal["camera", "cameras", "envs"],
     web: bool,
     port: int | None,
     headless: bool,
@@ -95,8 +104,7 @@ def view(
         raise click.UsageError(f"{' and '.join(chosen)} exclude each other")
     if no_display and not save_image:
         raise click.UsageError("--no-display needs --save-image")
-    if port is not None and not web:
-        raise click.UsageError("--port is for --web")
+    _check_purposes(is_export=clip is not None, is_web=web)
     playback = zarrbuf.open_playback(
         path, version=version, storage_options=storage_options, allow_bases=allow_bases
     )
@@ -117,14 +125,31 @@ def view(
         playback,
         _FORMS[chosen[0]] if chosen else "window",
         camera=camera,
+        layout=layout,
         trajectory_id=trajectory_id,
         step=step,
         env=env,
         output=output,
         save_each=save_image,
         port=port,
-        say=_say,
     )
+
+
+def _check_purposes(*, is_export: bool, is_web: bool) -> None:
+    """Refuse options that would do nothing."""
+    context = click.get_current_context()
+    for name, option, is_for, purpose in (
+        ("port", "--port", is_web, "--web"),
+        ("fps", "--fps", is_export, "--export"),
+        ("as_json", "--json", is_export, "--export"),
+        ("step", "--step", not is_export, "looking, not for --export"),
+        ("layout", "--layout", not is_export, "looking, not for --export"),
+        ("output", "--output", not is_export, "looking, not for --export"),
+        ("save_image", "--save-image", not is_export, "looking, not for --export"),
+    ):
+        source = context.get_parameter_source(name)
+        if source is ParameterSource.COMMANDLINE and not is_for:
+            raise click.UsageError(f"{option} is for {purpose}")
 
 
 def _report(done: Any, *, as_json: bool) -> None:
@@ -135,8 +160,3 @@ def _report(done: Any, *, as_json: bool) -> None:
         f"{printable(done.path)}: {done.num_frames} frames of "
         f"{printable(done.trajectory)}, {format_bytes(done.num_bytes)}"
     )
-
-
-def _say(text: str) -> None:
-    """Say something, what a terminal would obey escaped line by line."""
-    click.echo("\n".join(map(printable, text.splitlines())))

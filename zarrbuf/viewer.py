@@ -15,14 +15,29 @@ from typing import Any, Final, Literal, get_args
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from zarrbuf.errors import InvalidInputError
+from zarrbuf.errors import InvalidInputError, ZarrbufError
 from zarrbuf.locations import Location, StorageOptions
 from zarrbuf.navigation import Place, check_place
 from zarrbuf.playback import open_playback
+from zarrbuf.printing import printable
 from zarrbuf.prompt import Prompt
-from zarrbuf.scenes import USUAL_CAMERAS, Layout, SceneReader, Wish, check_camera
+from zarrbuf.scenes import (
+    USUAL_CAMERAS,
+    Layout,
+    Scene,
+    SceneReader,
+    Wish,
+    check_camera,
+    check_layout,
+)
 from zarrbuf.viewing import Viewing
-from zarrbuf.visualize import FIGURE_INCHES, Screen, plot_scene, save_figure
+from zarrbuf.visualize import (
+    FIGURE_INCHES,
+    Screen,
+    check_image_file,
+    plot_scene,
+    save_figure,
+)
 from zarrbuf.window import Window
 
 Form = Literal["window", "web", "prompt", "image"]
@@ -35,8 +50,8 @@ _NO_DISPLAY: Final = (
 
 
 def print_line(line: str) -> None:
-    """Write a line to standard output."""
-    sys.stdout.write(f"{line}\n")
+    """Write a line to standard output, without what a terminal would obey."""
+    sys.stdout.write("\n".join(map(printable, line.splitlines())) + "\n")
     sys.stdout.flush()
 
 
@@ -67,10 +82,7 @@ def plot_step(
     place = check_place(Place(playback.find(trajectory_id), step, env), playback)
     if camera not in USUAL_CAMERAS:
         check_camera(playback.recording(place.position), camera)
-    if layout not in get_args(Layout):
-        raise InvalidInputError(
-            f"layout is {layout!r}; allowed are {', '.join(get_args(Layout))}"
-        )
+    check_layout(layout)
     with closing(SceneReader(playback)) as scenes:
         return plot_scene(scenes.read(Wish(place, camera, layout)))
 
@@ -80,6 +92,7 @@ def view(
     form: Form = "window",
     *,
     camera: str | None = None,
+    layout: Layout = "camera",
     trajectory_id: int | None = None,
     step: int = 0,
     env: int = 0,
@@ -98,6 +111,7 @@ def view(
         form: a "window" on this display, a "web" page for browsers on this machine, a
             "prompt" that writes an image, or one "image".
         camera: one of RLinf's three, which falls back to another, or one that there is.
+        layout: to start with; one "camera", all "cameras", or one camera of all "envs".
         trajectory_id: where to start; None for the first of the list.
         step: `t` to start at.
         env: `b` to start at.
@@ -116,11 +130,14 @@ def view(
         InvalidInputError: if there is no such camera, step or environment, no display
             for a window, or the port is taken.
         StorageError: if the image cannot be written.
+        ZarrbufError: if one "image" was asked for and not all of it could be read; it
+            is written, with marks.
     """
     if form not in get_args(Form):
         raise InvalidInputError(
             f"form is {form!r}; allowed are {', '.join(get_args(Form))}"
         )
+    check_image_file(output)
     playback = open_playback(
         source,
         version=version,
@@ -131,6 +148,7 @@ def view(
     viewing = Viewing(
         playback,
         camera=USUAL_CAMERAS[0] if camera is None else camera,
+        layout=layout,
         place=Place(position, step, env),
     )
     try:
@@ -177,7 +195,8 @@ def _run_window(
             say=say,
             leave=lambda: plt.close(figure),
         )
-        plt.show()
+        with suppress(KeyboardInterrupt):
+            plt.show()
         del window
     finally:
         plt.close(figure)
@@ -186,31 +205,40 @@ def _run_window(
 def _run_prompt(
     viewing: Viewing, output: str | os.PathLike[str], say: Callable[[str], None]
 ) -> None:
-    write = _image_writer(viewing, output, say)
-    write()
+    write = _image_writer(viewing, output)
+
+    def show() -> None:
+        say(" | ".join(write().heading[:2]))
+        viewing.tell(say)
+
+    show()
     say(f"The image is {os.fspath(output)}; open it in an editor that follows changes.")
     say("Commands: n p nt pt nb pb j ID home end info q; help lists all.")
     with suppress(KeyboardInterrupt):
-        Prompt(viewing, show=write, say=say).cmdloop()
+        Prompt(viewing, show=show, say=say).cmdloop()
 
 
 def _write_image(
     viewing: Viewing, output: str | os.PathLike[str], say: Callable[[str], None]
 ) -> None:
-    _image_writer(viewing, output, say)()
+    _image_writer(viewing, output)()
+    if viewing.message:
+        say(viewing.message)
     say(f"saved to {os.fspath(output)}")
+    if viewing.error:
+        raise ZarrbufError(f"not all of it could be read: {viewing.error}")
 
 
 def _image_writer(
-    viewing: Viewing, output: str | os.PathLike[str], say: Callable[[str], None]
-) -> Callable[[], None]:
-    """Return what writes the image of what is looked at, and says its message."""
+    viewing: Viewing, output: str | os.PathLike[str]
+) -> Callable[[], Scene]:
+    """Return what writes the image of what is looked at."""
     screen = Screen(Figure(figsize=FIGURE_INCHES))
 
-    def write() -> None:
-        screen.show(viewing.scene(), message=viewing.message)
+    def write() -> Scene:
+        scene = viewing.scene()
+        screen.show(scene, message=viewing.message)
         save_figure(screen.figure, output)
-        if viewing.message:
-            say(viewing.message)
+        return scene
 
     return write

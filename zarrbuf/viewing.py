@@ -6,11 +6,18 @@ and reads no key.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 
-from zarrbuf.errors import FormatError, InvalidInputError, ZarrbufError
-from zarrbuf.navigation import FAR, MOVES, Place, check_place, neighbours
+from zarrbuf.errors import (
+    FormatError,
+    InvalidInputError,
+    TrajectoryNotFoundError,
+    ZarrbufError,
+)
+from zarrbuf.navigation import FAR, MOVES, Move, Place, check_place, neighbours
 from zarrbuf.playback import Playback
 from zarrbuf.scenes import (
     USUAL_CAMERAS,
@@ -19,6 +26,7 @@ from zarrbuf.scenes import (
     SceneReader,
     Wish,
     check_camera,
+    check_layout,
 )
 
 KEYS: Final = {
@@ -37,13 +45,15 @@ KEYS: Final = {
     "c": "next_camera",
     "a": "cameras",
     "g": "envs",
+    "r": "refresh",
 }
 """Keys of a window -> commands; those of RLinf's visualizer mean what they do there."""
 _LAYOUTS: Final[dict[str, Layout]] = {"cameras": "cameras", "envs": "envs"}
 HELP_LINE: Final = (
     "Keys: \N{LEFTWARDS ARROW}\N{RIGHTWARDS ARROW}/p/n=step | PgUp/PgDn="
     f"{FAR} steps | \N{UPWARDS ARROW}\N{DOWNWARDS ARROW}=traj | b/v=env | "
-    "c=camera, a=all | g=all envs | s=save | Home/End | q=quit | click a curve"
+    "c=camera, a=all | g=all envs | r=refresh | s=save | Home/End | q=quit | "
+    "click a curve or tile"
 )
 
 
@@ -56,6 +66,7 @@ class Viewing:
         camera: the images they want to see, where there are such.
         layout: one "camera", all "cameras", or one camera of all "envs".
         message: what the last command had to say; empty for nothing.
+        error: why something of the last scene could not be read; empty if all was.
     """
 
     def __init__(
@@ -63,6 +74,7 @@ class Viewing:
         playback: Playback,
         *,
         camera: str = USUAL_CAMERAS[0],
+        layout: Layout = "camera",
         place: Place | None = None,
     ) -> None:
         """Start somewhere.
@@ -70,6 +82,7 @@ class Viewing:
         Args:
             playback: the buffer.
             camera: one of RLinf's three, which may be missing, or one that there is.
+            layout: see there.
             place: where to start; None for the first sample.
 
         Raises:
@@ -80,8 +93,8 @@ class Viewing:
         self.playback = playback
         self.place = check_place(place or Place(), playback)
         self.camera = camera
-        self.layout: Layout = "camera"
-        self.message = ""
+        self.layout = check_layout(layout)
+        self.message = self.error = ""
         self._scenes = SceneReader(playback)
         self._before: Place | None = None
         self._shown_camera = camera
@@ -93,21 +106,49 @@ class Viewing:
         """Do a command: a move, or another way to look.
 
         Args:
-            command: a key of `MOVES`, "next_camera", "cameras" or "envs".
+            command: a key of `MOVES`, "next_camera", "cameras", "envs" or "refresh".
+
+        Raises:
+            NotFoundError: if the buffer is gone.
+            EmptyBufferError: if it lists nothing any more.
+            StorageError: if its list cannot be read.
         """
         self.message = ""
         if command in MOVES:
-            self._go(MOVES[command](self.place, self.playback))
+            self._move(MOVES[command])
+        elif command == "refresh":
+            self._refresh()
+            self.message = f"there are {len(self.playback)} trajectories now"
         elif command == "next_camera":
             self._next_camera()
         else:
             layout = _LAYOUTS[command]
             self.layout = "camera" if self.layout == layout else layout
 
-    def _go(self, place: Place) -> None:
+    def _move(self, move: Move) -> None:
+        """Move, if need be into what was added since the list was read."""
+        place = move(self.place, self.playback)
+        if place == self.place and self.place.position + 1 == len(self.playback):
+            self._refresh()
+            place = move(self.place, self.playback)
         if place == self.place:
-            self.message = "this is the end: there is nothing further that way"
-            return
+            self.message = "there is nothing further that way"
+        else:
+            self._go(place)
+
+    def _refresh(self) -> None:
+        """Read the list anew, and stay at the trajectory or where it was."""
+        row = self.playback.rows.row(self.place.position)
+        self.playback.refresh()
+        try:
+            position = self.playback.find(row.trajectory_id)
+        except TrajectoryNotFoundError:
+            last = len(self.playback) - 1
+            self.place, self._before = Place(min(self.place.position, last)), None
+        else:
+            self.place, self._before = replace(self.place, position=position), None
+
+    def _go(self, place: Place) -> None:
         if place.position != self.place.position:
             self.message = f"now in {self.playback.name(place.position)}"
         self._before, self.place = self.place, place
@@ -118,6 +159,7 @@ class Viewing:
         Raises:
             InvalidInputError: if the text is no number.
             TrajectoryNotFoundError: naming the nearest that are listed.
+            NotFoundError: if the buffer is gone.
         """
         try:
             trajectory_id = int(text)
@@ -126,16 +168,21 @@ class Viewing:
                 f"{text!r:.40} is no trajectory id; write a number"
             ) from None
         self.message = ""
-        position = self.playback.find(trajectory_id)
+        try:
+            position = self.playback.find(trajectory_id)
+        except TrajectoryNotFoundError:
+            self._refresh()
+            position = self.playback.find(trajectory_id)
         if Place(position) != self.place:
             self._go(Place(position))
 
-    def go_to_step(self, step: int) -> None:
-        """Go to a step of the trajectory, the nearest there is."""
+    def go_to(self, *, step: int | None = None, env: int | None = None) -> None:
+        """Go to a step or an environment of the trajectory, the nearest there is."""
         self.message = ""
-        num_steps, _ = self.playback.shape(self.place.position)
-        step = min(max(0, step), num_steps - 1)
-        place = Place(self.place.position, step, self.place.env)
+        num_steps, num_envs = self.playback.shape(self.place.position)
+        step = self.place.step if step is None else min(max(0, step), num_steps - 1)
+        env = self.place.env if env is None else min(max(0, env), num_envs - 1)
+        place = Place(self.place.position, step, env)
         if place != self.place:
             self._go(place)
 
@@ -173,6 +220,7 @@ class Viewing:
         """
         scene = self._scenes.read(self._wish(self.place))
         self._tell_camera(scene)
+        self.error = scene.error
         places = neighbours(self.place, self._before, self.playback)
         if scene.is_broken:
             places = [one for one in places if one.position != self.place.position]
@@ -190,6 +238,12 @@ class Viewing:
             )
         self._shown_camera = scene.camera
         self.message = f"{self.message} | {note}" if self.message else note
+
+    def tell(self, say: Callable[[str], None]) -> None:
+        """Say what the last command had to say, and what could not be read."""
+        for line in (self.message, self.error):
+            if line:
+                say(line)
 
     def _wish(self, place: Place) -> Wish:
         return Wish(place, self.camera, self.layout)

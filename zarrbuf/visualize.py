@@ -10,34 +10,33 @@ import math
 import os
 import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Final
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
-from matplotlib.text import Text
 
-from zarrbuf.curves import Curve, Curves
-from zarrbuf.errors import StorageError
-from zarrbuf.format import new_uuid
-from zarrbuf.pictures import GAP, Picture, shrink, square_columns, tile_corner
+from zarrbuf.curves import Curves
+from zarrbuf.drawing import LETTERS_AN_INCH, PanelAxes, draw_curve, kind_of, value_range
+from zarrbuf.errors import InvalidInputError
+from zarrbuf.local_files import check_local_file, write_whole
+from zarrbuf.navigation import Place
+from zarrbuf.pictures import Picture
+from zarrbuf.printing import printable
 from zarrbuf.scenes import Panel, Scene
 
 FIGURE_INCHES: Final = (14.0, 8.0)
 SAVED_DPI: Final = 150
-_MAX_SIDE: Final = 1280
-"""Pixels of a picture handed to the canvas, which has about half as many for it."""
-_LEFT, _RIGHT, _BOTTOM, _TOP = 0.06, 0.99, 0.1, 0.88
+_LEFT, _RIGHT, _BOTTOM, _TOP = 0.045, 0.99, 0.1, 0.9
 _CURVES_SHARE: Final = 0.42
+_SMALL_CURVES_SHARE: Final = 0.25
+"""Where there are more pictures than two, or grids."""
+_MAX_CURVES: Final = 6
+_TITLE_HEIGHT: Final = 0.03
 _SHEET_INCHES: Final = 13
-_MAX_LABELS: Final = 100
 _MAX_LINE: Final = 180
-_DONE_COLOUR: Final = "tab:red"
-_PERSON_COLOUR: Final = "tab:orange"
 
 
 def plot_scene(scene: Scene) -> Figure:
@@ -69,6 +68,7 @@ class Screen:
         self.figure = figure
         self._is_kept = is_kept
         self.curve_axes: list[Axes] = []
+        self._place: Place | None = None
         top = figure.add_axes((0, _TOP, 1, 1 - _TOP))
         top.set_axis_off()
         self._heading = top.text(
@@ -81,7 +81,7 @@ class Screen:
             animated=is_kept,
             parse_math=False,
         )
-        self._panels: list[_PanelAxes] = []
+        self._panels: list[PanelAxes] = []
         self._cursors: list[Line2D] = []
         self._shown: list[tuple[Any, ...]] = []
         self._curves: Curves | None = None
@@ -92,8 +92,8 @@ class Screen:
     def show(self, scene: Scene, *, message: str = "") -> None:
         """Show a scene, and a message for who looks; `redraw` draws it."""
         panels = [panel for pair in scene.panels for panel in pair]
-        span = _value_range(panels)
-        shown = [(*_kind(panel), span) for panel in panels]
+        span = value_range(panels)
+        shown = [(*kind_of(panel), span) for panel in panels]
         if shown != self._shown or scene.curves is not self._curves:
             self._lay_out(scene.curves, panels, span)
             self._shown, self._curves = shown, scene.curves
@@ -101,8 +101,21 @@ class Screen:
             axes.show(panel)
         for cursor in self._cursors:
             cursor.set_xdata([scene.place.step, scene.place.step])
+        self._place = scene.place
         lines = [*scene.heading, *([message] if message else [])]
         self._heading.set_text("\n".join(map(_shortened, lines)))
+
+    def place_at(self, axes: Axes | None, x: float, y: float) -> Place | None:
+        """Return what a point of some axes stands for: a step, or an environment."""
+        if self._place is None:
+            return None
+        if axes in self.curve_axes:
+            return replace(self._place, step=round(x))
+        for one in self._panels:
+            env = one.env_at(x, y) if one.axes is axes else None
+            if env is not None:
+                return replace(self._place, env=env)
+        return None
 
     def redraw(self) -> None:
         """Have the canvas show what changed; all of it, if the layout is new."""
@@ -138,38 +151,45 @@ class Screen:
             axes.remove()
         self._background = None
         has_curves = bool(curves.curves) and curves.num_steps > 1
-        middle = _BOTTOM + (_CURVES_SHARE * (_TOP - _BOTTOM) if has_curves else 0)
-        places = self._picture_axes(len(panels), middle)
+        is_crowded = len(panels) > 2 or bool(panels[0].envs)
+        share = _SMALL_CURVES_SHARE if is_crowded else _CURVES_SHARE
+        middle = _BOTTOM + (share * (_TOP - _BOTTOM) if has_curves else 0)
+        places = self._picture_axes(panels, middle)
         self._panels = [
-            _PanelAxes(axes, panel, span, animated=self._is_kept)
+            PanelAxes(axes, panel, span, animated=self._is_kept)
             for axes, panel in zip(places, panels, strict=True)
         ]
         self.curve_axes, self._cursors = [], []
         if has_curves:
             self._draw_curves(curves, middle)
 
-    def _picture_axes(self, count: int, bottom: float) -> Iterator[Axes]:
-        """Yield axes for pictures: current and next side by side, two cameras a row."""
-        columns = min(count, 4)
-        rows = -(-count // columns)
+    def _picture_axes(self, panels: Sequence[Panel], bottom: float) -> Iterator[Axes]:
+        """Yield axes for pictures: current and next side by side, as large as fits."""
+        bottom += 0.04  # for the numbers below bars, and those of the curves
+        columns = _columns(panels, (_TOP - bottom) * FIGURE_INCHES[1])
+        rows = -(-len(panels) // columns)
         width, height = (_RIGHT - _LEFT) / columns, (_TOP - bottom) / rows
-        for number in range(count):
+        for number in range(len(panels)):
             row, column = divmod(number, columns)
             left, low = _LEFT + column * width, _TOP - (row + 1) * height
-            box = (left + 0.005, low + 0.045, width - 0.01, height - 0.075)
+            title = min(_TITLE_HEIGHT, 0.4 * height)
+            box = (left + 0.04 * width, low, 0.92 * width, height - title)
             yield self.figure.add_axes(box)
 
     def _draw_curves(self, curves: Curves, top: float) -> None:
-        height = (top - _BOTTOM) / len(curves.curves)
-        for number, curve in enumerate(curves.curves):
+        drawn = curves.curves[:_MAX_CURVES]
+        num_more = len(curves.curves) - len(drawn)
+        height = (top - _BOTTOM) / len(drawn)
+        for number, curve in enumerate(drawn):
             low = top - (number + 1) * height
             box = (_LEFT, low + 0.006, _RIGHT - _LEFT, height - 0.012)
             axes = self.figure.add_axes(box)
-            _draw_curve(axes, curve, curves)
-            if number + 1 < len(curves.curves):
+            draw_curve(axes, curve, curves)
+            if number + 1 < len(drawn):
                 axes.tick_params(labelbottom=False)
             else:
-                axes.set_xlabel("step", fontsize=8, labelpad=1)
+                more = f" ({num_more} more curves are not shown)" if num_more else ""
+                axes.set_xlabel(f"step{more}", fontsize=8, labelpad=1)
             self.curve_axes.append(axes)
             cursor = axes.axvline(
                 0, color="black", linewidth=1.2, animated=self._is_kept
@@ -177,149 +197,27 @@ class Screen:
             self._cursors.append(cursor)
 
 
-class _PanelAxes:
-    """Axes that show panels of one kind, one after the other.
+def _columns(panels: Sequence[Panel], height: float) -> int:
+    """Return how many columns, of pairs, make the pictures of a scene largest.
 
-    Attributes:
-        axes: the axes.
-        moving: artists that are drawn over the rest.
+    Args:
+        panels: pairs of the same kind.
+        height: that there is for them, in inches.
     """
+    shapes = [panel.picture.shape for panel in panels if panel.picture is not None]
+    aspect = max((shape[1] / shape[0] for shape in shapes), default=2.0)
+    width = (_RIGHT - _LEFT) * FIGURE_INCHES[0]
 
-    def __init__(
-        self, axes: Axes, panel: Panel, span: tuple[float, float], *, animated: bool
-    ) -> None:
-        """Make the artists for panels like this one; see matplotlib on `animated`."""
-        self.axes = axes
-        axes.set_title(panel.title, fontsize=9, pad=3, parse_math=False)
-        self._image: AxesImage | None = None
-        self._bars: list[Any] = []
-        labels: list[Text] = []
-        if panel.picture is not None:
-            axes.set_axis_off()
-            self._image = _make_image(axes, panel.picture, animated)
-            if 1 < len(panel.envs) <= _MAX_LABELS:
-                labels = list(_label_tiles(axes, panel, animated))
-        elif panel.values is not None:
-            axes.tick_params(labelsize=7)
-            axes.axhline(0, color="grey", linewidth=0.5)
-            left, low, width, height = axes.get_position().bounds
-            axes.set_position((left + 0.02, low, width - 0.02, height))
-            axes.set_ylim(*span)
-            numbers = range(len(panel.values))
-            self._bars = list(axes.bar(numbers, panel.values, animated=animated))
-        else:
-            axes.set_axis_off()
-        self._error = axes.text(
-            0.5,
-            0.5,
-            "",
-            transform=axes.transAxes,
-            ha="center",
-            va="center",
-            fontsize=8,
-            color="white",
-            bbox={"facecolor": "darkred", "alpha": 0.85},
-            animated=animated,
-            parse_math=False,
-        )
-        images = [] if self._image is None else [self._image]
-        self.moving: list[Any] = [*images, *self._bars, *labels, self._error]
+    def picture_height(columns: int) -> float:
+        rows = -(-len(panels) // columns)
+        title = _TITLE_HEIGHT * FIGURE_INCHES[1]
+        return min(width / columns / aspect, height / rows - title)
 
-    def show(self, panel: Panel) -> None:
-        """Show another panel of the same kind."""
-        if self._image is not None and panel.picture is not None:
-            self._image.set_data(shrink(panel.picture, max_side=_MAX_SIDE))
-        if panel.values is not None:
-            for bar, value in zip(self._bars, panel.values.tolist(), strict=True):
-                bar.set_height(value)
-        self._error.set_text(textwrap.fill(panel.error, 60))
-        self._error.set_visible(bool(panel.error))
-
-
-def _kind(panel: Panel) -> tuple[Any, ...]:
-    """Return what of a panel needs axes of its own if it changes."""
-    picture, values = panel.picture, panel.values
-    return (
-        panel.title,
-        panel.envs,
-        None if picture is None else picture.shape,
-        None if values is None else len(values),
-    )
-
-
-def _value_range(panels: Sequence[Panel]) -> tuple[float, float]:
-    """Return the ends of an axis for all panels, the same for values about as large."""
-    values = [panel.values for panel in panels if panel.values is not None]
-    together = np.concatenate([np.zeros(0), *values])
-    finite = together[np.isfinite(together)]
-    largest = float(abs(finite).max(initial=0))
-    end = 2.0 ** math.ceil(math.log2(largest)) if largest else 1.0
-    return (-end if (finite < 0).any() else 0.0), end
-
-
-def _make_image(axes: Axes, picture: Picture, animated: bool) -> AxesImage:
-    """Show a picture; a large one with fewer pixels, in coordinates of its own."""
-    height, width = picture.shape[:2]
-    return axes.imshow(
-        shrink(picture, max_side=_MAX_SIDE),
-        extent=(-0.5, width - 0.5, height - 0.5, -0.5),
-        animated=animated,
-    )
-
-
-def _label_tiles(axes: Axes, panel: Panel, animated: bool) -> Iterator[Text]:
-    """Write on each tile which environment it shows."""
-    envs, grid = panel.envs, panel.picture
-    assert grid is not None
-    columns = square_columns(len(envs))
-    rows = -(-len(envs) // columns)
-    size = (grid.shape[0] + GAP) // rows - GAP, (grid.shape[1] + GAP) // columns - GAP
-    for number, env in enumerate(envs):
-        top, left = tile_corner(number, size, num_columns=columns)
-        yield axes.text(
-            left,
-            top,
-            f"{env}",
-            fontsize=7,
-            color="white",
-            va="top",
-            bbox={"facecolor": "black", "edgecolor": "none", "pad": 1},
-            animated=animated,
-        )
+    return max(range(2, len(panels) + 1, 2), key=picture_height)
 
 
 def _shortened(line: str) -> str:
-    return textwrap.shorten(line, _MAX_LINE, placeholder=" ...")
-
-
-def _draw_curve(axes: Axes, curve: Curve, curves: Curves) -> None:
-    steps = np.arange(curves.num_steps)
-    axes.plot(steps, curve.values, linewidth=0.9)
-    name = curve.name + (f" (+{curve.num_left_out})" if curve.num_left_out else "")
-    axes.set_ylabel(
-        name, fontsize=7, rotation=0, ha="right", va="center", parse_math=False
-    )
-    axes.tick_params(labelsize=6, length=2, pad=1)
-    axes.set_xlim(-0.5, curves.num_steps - 0.5)
-    axes.locator_params(axis="y", nbins=3)
-    for start, stop in curves.intervened:
-        axes.axvspan(start - 0.5, stop - 0.5, color=_PERSON_COLOUR, alpha=0.25, lw=0)
-    for episode in curves.episodes:
-        if episode.is_over:
-            axes.axvline(episode.stop - 0.5, color=_DONE_COLOUR, lw=0.8, ls="--")
-    if curve.name == "return" and len(curves.episodes) <= _MAX_LABELS // 5:
-        for episode in curves.episodes:
-            middle = (episode.start + episode.stop - 1) / 2
-            axes.text(
-                middle,
-                0.92,
-                f"{episode.total:.4g}",
-                transform=axes.get_xaxis_transform(),
-                fontsize=7,
-                ha="center",
-                va="top",
-                alpha=0.7,
-            )
+    return textwrap.shorten(printable(line), _MAX_LINE, placeholder=" ...")
 
 
 def plot_sheet(
@@ -344,27 +242,47 @@ def plot_sheet(
     for axes, picture, label in zip(grid, pictures, labels, strict=False):
         axes.imshow(picture)
         axes.set_title(label, fontsize=7, pad=2, parse_math=False)
+    title = "\n".join(textwrap.wrap(printable(title), int(size[0] * LETTERS_AN_INCH)))
     figure.suptitle(title, fontsize=9, parse_math=False)
     return figure
+
+
+def check_image_file(path: str | os.PathLike[str]) -> None:
+    """Check that an image can be of that name.
+
+    Raises:
+        InvalidInputError: if it ends in what matplotlib does not write, is a URL, or
+            something else than a file is there.
+    """
+    suffix = os.path.splitext(check_local_file(path))[1]
+    known = sorted(FigureCanvasAgg.get_supported_filetypes())
+    if suffix and suffix[1:].lower() not in known:
+        raise InvalidInputError(
+            f"{os.fspath(path)} ends in {suffix}; allowed are .{', .'.join(known)}"
+        )
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write a figure as an image, 150 DPI; whoever reads the file sees a whole one.
 
+    Args:
+        figure: which; its canvas stays as it is.
+        path: of a local file that ends as an image does; without an end, a png.
+
     Raises:
+        InvalidInputError: see `check_image_file`.
         StorageError: if it cannot be written; an older one stays.
     """
-    directory, name = os.path.split(os.path.abspath(path))
-    suffix = os.path.splitext(name)[1] or ".png"
-    partial = os.path.join(directory, f".{name}.{new_uuid()[:8]}{suffix}")
+    check_image_file(path)
+    suffix = os.path.splitext(os.fspath(path))[1] or ".png"
     shown_on = figure.canvas
-    try:
+
+    def write(name: str) -> None:
         # Of a canvas of its own: a window's would keep pixels of this size.
-        FigureCanvasAgg(figure).print_figure(partial, dpi=SAVED_DPI)
-        os.replace(partial, path)
-    except (OSError, ValueError) as exc:
-        with suppress(OSError):
-            os.remove(partial)
-        raise StorageError(f"{os.fspath(path)}: cannot be written: {exc}") from exc
+        canvas = FigureCanvasAgg(figure)
+        canvas.print_figure(name, dpi=SAVED_DPI, format=suffix[1:].lower())
+
+    try:
+        write_whole(path, write)
     finally:
         figure.set_canvas(shown_on)

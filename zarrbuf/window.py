@@ -55,21 +55,26 @@ class Window:
         self._say = say
         self._leave = leave
         self._screen = Screen(figure)
+        self._is_entered = False
         figure.text(0.5, 0.012, HELP_LINE, fontsize=7, ha="center", color="dimgrey")
+        manager: Any = figure.canvas.manager
+        if manager is not None:  # its own keys: `s`, `p`, `home` mean other things here
+            figure.canvas.mpl_disconnect(manager.key_press_handler_id)
+        # Before the box, which submits what is in it however it is left.
+        figure.canvas.mpl_connect("key_press_event", self._on_key)
         self._box = TextBox(
             figure.add_axes((0.45, 0.035, 0.1, 0.03)), "Jump to traj ID: "
         )
         self._box.label.set_fontsize(8)
-        self._box.on_submit(self._jump)
-        manager: Any = figure.canvas.manager
-        if manager is not None:  # its own keys: `s`, `p`, `home` mean other things here
-            figure.canvas.mpl_disconnect(manager.key_press_handler_id)
-        figure.canvas.mpl_connect("key_press_event", self._on_key)
+        self._box.on_submit(self._on_submit)
         figure.canvas.mpl_connect("button_press_event", self._on_click)
         self._show()
 
     def _on_key(self, event: Any) -> None:
         if self._box.capturekeystrokes:
+            self._is_entered = event.key == "enter"
+            if event.key == "escape":
+                self._leave_box()
             return
         if event.key in _QUIT_KEYS:
             self._leave()
@@ -79,14 +84,23 @@ class Window:
             self._do(lambda: self.viewing.do(KEYS[event.key]))
 
     def _on_click(self, event: Any) -> None:
-        if event.inaxes in self._screen.curve_axes:
-            self._do(lambda: self.viewing.go_to_step(round(event.xdata)))
+        if event.inaxes is None:
+            return
+        place = self._screen.place_at(event.inaxes, event.xdata, event.ydata)
+        if place is not None:
+            self._do(lambda: self.viewing.go_to(step=place.step, env=place.env))
 
-    def _jump(self, text: str) -> None:
-        if text.strip():
-            self._box.set_val("")
-            self._box.stop_typing()  # so that keys are moves again
-            self._do(lambda: self.viewing.jump(text))
+    def _on_submit(self, text: str) -> None:
+        if self._is_entered:
+            self._leave_box()
+            if text.strip():
+                self._do(lambda: self.viewing.jump(text))
+
+    def _leave_box(self) -> None:
+        """Empty the text box, and have keys be moves again."""
+        self._is_entered = False
+        self._box.set_val("")
+        self._box.stop_typing()
 
     def _save(self) -> None:
         save_figure(self.figure, self._output)
@@ -110,5 +124,4 @@ class Window:
                 self.viewing.message = str(exc)
                 self._screen.show(scene, message=self.viewing.message)
         self._screen.redraw()
-        if self.viewing.message:
-            self._say(self.viewing.message)
+        self.viewing.tell(self._say)

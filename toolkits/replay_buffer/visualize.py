@@ -47,10 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     zarrbuf_main(
         [
             "view",
-            given.replay_dir,
             f"--camera={given.camera}",
             f"--output={given.output}",
             *flags,
+            "--",
+            given.replay_dir,
         ],
         prog_name="visualize.py",
     )

@@ -20,10 +20,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     zarrbuf_main(
         [
             "view",
-            given.replay_dir,
             "--headless",
             f"--camera={given.camera}",
             f"--output={given.output}",
+            "--",
+            given.replay_dir,
         ],
         prog_name="visualize_headless.py",
     )
