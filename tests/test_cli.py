@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -69,6 +70,8 @@ def test_convert_says_what_it_did(tmp_path: Path) -> None:
     assert (report["source_format"], report["destination_format"]) == ("pt", "zarr")
     files = list((tmp_path / "out").glob("trajectories/*/*.zip"))
     assert report["destination_bytes"] == sum(file.stat().st_size for file in files)
+    text = run("convert", tmp_path / "out", tmp_path / "pt", "--to", "pt").stdout
+    assert re.search(r" \([1-9][\d.]+ times the size\)", text)
     text = run("convert", FOLDER, tmp_path / "pkl", "--to", "pkl").stdout
     assert "5 trajectories, 84 samples, pt -> pkl" in text
 

@@ -108,7 +108,8 @@ def make_curves(
         curves.append(Curve("reward", rewards[:, None]))
         curves.append(Curve("return", _returns(rewards, episodes)[:, None]))
     if "prev_values" in fields:
-        values = fields["prev_values"].astype(np.float64).reshape(num_steps, -1)
+        values = np.real(fields["prev_values"]).astype(np.float64)
+        values = values.reshape(num_steps, -1)
         if values.shape[1]:
             curves.append(Curve("value", values.mean(axis=1, keepdims=True)))
     for name, array in fields.items():
@@ -136,7 +137,8 @@ def _lines(name: str, array: AnyArray) -> list[Curve]:
 
 def _sums(array: AnyArray) -> FloatArray:
     """Return one number a step."""
-    sums: FloatArray = array.astype(np.float64).reshape(len(array), -1).sum(axis=1)
+    numbers = np.real(array).astype(np.float64)
+    sums: FloatArray = numbers.reshape(len(array), -1).sum(axis=1)
     return sums
 
 

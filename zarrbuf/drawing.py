@@ -65,7 +65,7 @@ class PanelAxes:
             axes.axhline(0, color="grey", linewidth=0.5)
             axes.set_ylim(*span)
             numbers = range(len(panel.values))
-            self._bars = list(axes.bar(numbers, panel.values, animated=animated))
+            self._bars = list(axes.bar(numbers, 0, animated=animated))
         else:
             axes.set_axis_off()
         self._error = axes.text(

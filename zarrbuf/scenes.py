@@ -1,6 +1,6 @@
 """What is shown of a place in a buffer: pictures, numbers and curves, not yet drawn.
 
-Owns what stands in a title, and that what cannot be read is shown as such and stops
+Owns which panels a scene has, and that what cannot be read is shown as such and stops
 nobody. Knows no figure.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,9 +18,10 @@ from typing import Final, Literal, get_args
 import numpy as np
 
 from zarrbuf.background import BackgroundThread
-from zarrbuf.curves import CURVE_FIELDS, ENDINGS, Curves, make_curves
+from zarrbuf.curves import CURVE_FIELDS, Curves, make_curves
 from zarrbuf.errors import FormatError, InvalidInputError, ZarrbufError
 from zarrbuf.format import AnyArray
+from zarrbuf.headings import say_what_happened, say_where
 from zarrbuf.navigation import Place
 from zarrbuf.pictures import (
     Picture,
@@ -39,8 +40,6 @@ _STAGES: Final = ("current observation", "next observation")
 _BROKEN_SIZE: Final = (96, 128)
 _GRID_SIDE: Final = 2048
 """Pixels of a grid of environments; its tiles are shrunk to that."""
-_MAX_NUMBERS: Final = 16
-"""Of an action, in the title."""
 _MAX_BARS: Final = 64
 """Of a state, where it is shown instead of images."""
 _MAX_CURVE_NUMBERS: Final = 1024
@@ -163,7 +162,7 @@ class SceneReader:
     def read(self, wish: Wish) -> Scene:
         """Read what is to be shown; what cannot be read is shown as such."""
         place = wish.place
-        where = _where(self.playback, place)
+        where = say_where(self.playback, place)
         is_here = self._has_read_ahead(wish)
         try:
             recording = self.playback.recording(place.position)
@@ -173,7 +172,7 @@ class SceneReader:
             self._read_pictures(wish, max_decoded_bytes=0)
         curves = self._read_curves(recording, place)
         envs, names = _shown(recording, wish)
-        what = _what_happened(recording, place, curves)
+        what = say_what_happened(recording, place, curves)
         return Scene(
             place,
             (where, *what),
@@ -350,69 +349,3 @@ def _broken_scene(place: Place, where: str, error: str, playback: Playback) -> S
     num_steps, _ = playback.shape(place.position)
     heading = (where, "cannot be read")
     return Scene(place, heading, ((left, right),), Curves(num_steps), is_broken=True)
-
-
-def _where(playback: Playback, place: Place) -> str:
-    row = playback.rows.row(place.position)
-    num_steps, num_envs = playback.shape(place.position)
-    return (
-        f"Trajectory ID {row.trajectory_id} (#{place.position}/{len(playback) - 1}) | "
-        f"Step {place.step}/{num_steps - 1} | Env {place.env}/{num_envs - 1}"
-    )
-
-
-def _what_happened(
-    recording: Recording, place: Place, curves: Curves
-) -> tuple[str, ...]:
-    """Say what was earned, what ended and what was done at a step, in two lines."""
-    parts = _said(recording, place, "rewards", _say_number)
-    if curves.flags:
-        one = curves.episodes[curves.episode_at(place.step)]
-        parts.append(f"Done: {one.is_over and place.step == one.stop - 1}")
-    parts += [
-        name.removesuffix("s").capitalize()
-        for name in ENDINGS
-        if name != "dones" and name in curves.flags and curves.flags[name][place.step]
-    ]
-    if any(start <= place.step < stop for start, stop in curves.intervened):
-        parts.append("Intervention")
-    if curves.episodes:
-        parts.append(_say_episode(curves.episode_at(place.step), curves))
-    lines = [" | ".join(parts)] if parts else []
-    lines += _said(recording, place, "actions", _say_numbers)
-    return (*lines, *curves.problems[:1])
-
-
-def _said(
-    recording: Recording, place: Place, name: str, say: Callable[[AnyArray], str]
-) -> list[str]:
-    if name not in recording.fields:
-        return []
-    try:
-        return [say(recording.sample(name, step=place.step, env=place.env))]
-    except ZarrbufError:
-        return [f"{name}: cannot be read"]
-
-
-def _say_episode(number: int, curves: Curves) -> str:
-    one = curves.episodes[number]
-    total = "" if one.total is None else f", return {one.total:.6g}"
-    over = "" if one.is_over else ", not over"
-    return (
-        f"Episode {number + 1}/{len(curves.episodes)}: steps {one.start} to "
-        f"{one.stop - 1}{total}{over}"
-    )
-
-
-def _say_number(value: AnyArray) -> str:
-    if value.size == 1:
-        return f"Reward: {value.item():.4f}"
-    with np.errstate(over="ignore", invalid="ignore"):
-        return f"Reward: {value.sum():.4f} (sum of {value.size})"
-
-
-def _say_numbers(value: AnyArray) -> str:
-    numbers = np.real(value).reshape(-1)
-    text = " ".join(f"{one:.3f}" for one in numbers[:_MAX_NUMBERS].tolist())
-    more = f" ... ({numbers.size})" if numbers.size > _MAX_NUMBERS else ""
-    return f"Action: [{text}{more}]"
