@@ -166,7 +166,7 @@ def _label_tiles(axes: Axes, panel: Panel, animated: bool) -> Iterator[Any]:
         if env == panel.env:
             frame = Rectangle((left - 1, top - 1), size[1] + 1, size[0] + 1)
             frame.set(fill=False, edgecolor=_CHOSEN_COLOUR, linewidth=2)
-            frame.set_animated(animated)
+            frame.set(clip_on=False, animated=animated)
             yield axes.add_patch(frame)
         elif len(panel.envs) > _MAX_LABELS and number % columns:
             continue

@@ -54,7 +54,8 @@ _PAGE: Final = tornado.template.Template(
 </head>
 <body style="margin: 4px">
   <div id="figure"></div>
-  <p id="ended" hidden>The viewer has ended; this is what it showed last.</p>
+  <p id="ended" style="position: fixed; top: 40%; width: 100%; text-align: center;
+    font: bold 24px sans-serif" hidden>The viewer has ended.</p>
   <script>
     const root = document.getElementById("figure");
     const address = new URL("socket", location);
@@ -70,7 +71,7 @@ _PAGE: Final = tornado.template.Template(
       const around = root.offsetHeight - shown.canvas_div.offsetHeight;
       shown.send_message("resize", {
         width: Math.max(400, document.documentElement.clientWidth - 12),
-        height: Math.max(300, window.innerHeight - around - 12)});
+        height: Math.max(300, window.innerHeight - around - 24)});
     }
     let waiting = 0;
     window.addEventListener("resize", () => {
