@@ -107,7 +107,7 @@ def test_the_scripts_of_rlinf_have_its_flags(
         (["{buffer}", "--headless", "--output", "s3://b/x.png"], 2, "is a URL"),
         (["{buffer}", "--headless", "--output", "/dev/null"], 2, "is no file"),
         (["{buffer}", "--headless", "--output", "{none}/x.png"], 1, "cannot be writ"),
-        (["{buffer}", "--web", "--port", "70000"], 2, "allowed are 0 to 65535"),
+        (["{buffer}", "--web", "--port", "70000"], 2, "whole number from 0 to 65535"),
         (["{buffer}", "--export", "x.avi"], 2, ".mp4, .gif, .png"),
     ],
 )

@@ -398,10 +398,11 @@ def test_trajectories_of_other_cameras_are_passed_through(tmp_path: Path) -> Non
         viewing_of(tmp_path / "x", camera="a_images", place=Place(1))
 
 
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"")])
 def test_a_camera_may_be_named_where_the_first_trajectory_is_damaged(
-    buffer: Path,
+    buffer: Path, damage: Any
 ) -> None:
-    archive_of(buffer, 0).write_bytes(b"no archive")
+    damage(archive_of(buffer, 0))
     viewing = viewing_of(buffer, camera="extra_view_images")
     assert viewing.scene().is_broken
     viewing.do("next_trajectory")

@@ -218,7 +218,7 @@ def draw_curve(axes: Axes, curve: Curve, curves: Curves) -> None:
     if curve.name == "return" and len(curves.episodes) <= _MAX_LABELS // 5:
         for episode in curves.episodes:
             middle = (episode.start + episode.stop - 1) / 2
-            _write(axes, f"{episode.total:.6g}", middle, whole_height, ha="center")
+            _write(axes, f"{episode.total:.8g}", middle, whole_height, ha="center")
 
 
 def _write(axes: Axes, text: str, x: float, transform: Any, *, ha: str) -> None:

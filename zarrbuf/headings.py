@@ -66,7 +66,7 @@ def _said(
 
 def _say_episode(number: int, curves: Curves) -> str:
     one = curves.episodes[number]
-    total = "" if one.total is None else f", return {one.total:.6g}"
+    total = "" if one.total is None else f", return {one.total:.8g}"
     over = "" if one.is_over else ", not over"
     return (
         f"Episode {number + 1}/{len(curves.episodes)}: steps {one.start} to "

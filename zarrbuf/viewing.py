@@ -14,6 +14,7 @@ from typing import Final
 from zarrbuf.errors import (
     FormatError,
     InvalidInputError,
+    NotFoundError,
     TrajectoryNotFoundError,
     ZarrbufError,
 )
@@ -87,7 +88,6 @@ class Viewing:
 
         Raises:
             InvalidInputError: if there is no such camera, step or environment.
-            NotFoundError: if a camera is named and the archive is not there.
             StorageError: if a camera is named and the storage failed.
         """
         self.playback = playback
@@ -99,7 +99,7 @@ class Viewing:
         self._before: Place | None = None
         self._shown_camera = camera
         if camera not in USUAL_CAMERAS:
-            with suppress(FormatError):  # which is shown
+            with suppress(FormatError, NotFoundError):  # which are shown
                 check_camera(playback.recording(self.place.position), camera)
 
     def do(self, command: str) -> None:

@@ -28,6 +28,7 @@ from matplotlib.backends.backend_webagg_core import (
 )
 from matplotlib.figure import Figure
 
+from zarrbuf.arguments import check_whole_number
 from zarrbuf.errors import InvalidInputError, StorageError
 from zarrbuf.printing import printable
 from zarrbuf.viewing import Viewing
@@ -236,8 +237,7 @@ class _Socket(tornado.websocket.WebSocketHandler):
 
 
 def _listen(port: int) -> socket.socket:
-    if not 0 <= port < 65536:
-        raise InvalidInputError(f"port is {port}; allowed are 0 to 65535")
+    port = check_whole_number("port", port, maximum=65535)
     try:
         listening = socket.create_server((ADDRESS, port))
     except OSError as exc:
