@@ -396,7 +396,7 @@ def test_of_very_many_environments_some_have_numbers_and_one_a_frame(
     assert labels == [*map(str, range(0, 60, 11)), "60", *map(str, range(66, 121, 11))]
     (frame,) = axes.patches
     assert isinstance(frame, Rectangle)
-    assert frame.get_xy() == (5 * 18 - 1, 5 * 18 - 1)
+    assert frame.get_xy() == (5 * 18 - 0.5, 5 * 18 - 0.5)
 
 
 def test_many_episodes_and_interventions_are_few_artists(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ class PanelAxes:
 
     Attributes:
         axes: the axes.
-        moving: artists that are drawn over the rest.
+        moving: artists that are drawn over the rest, the lowest first.
     """
 
     def __init__(
@@ -82,7 +82,8 @@ class PanelAxes:
             parse_math=False,
         )
         images = [] if self._image is None else [self._image]
-        self.moving: list[Any] = [*images, *self._bars, *over, self._error]
+        moving: list[Any] = [*images, *self._bars, *over, self._error]
+        self.moving = sorted(moving, key=lambda artist: artist.get_zorder())
 
     def show(self, panel: Panel) -> None:
         """Show another panel of the same kind."""
@@ -164,9 +165,9 @@ def _label_tiles(axes: Axes, panel: Panel, animated: bool) -> Iterator[Any]:
     for number, env in enumerate(panel.envs):
         top, left = tile_corner(number, size, num_columns=columns)
         if env == panel.env:
-            frame = Rectangle((left - 1, top - 1), size[1] + 1, size[0] + 1)
-            frame.set(fill=False, edgecolor=_CHOSEN_COLOUR, linewidth=2)
-            frame.set(clip_on=False, animated=animated)
+            frame = Rectangle((left - 0.5, top - 0.5), size[1], size[0])
+            frame.set(fill=False, edgecolor=_CHOSEN_COLOUR, linewidth=3)
+            frame.set_animated(animated)
             yield axes.add_patch(frame)
         elif len(panel.envs) > _MAX_LABELS and number % columns:
             continue
