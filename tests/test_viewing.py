@@ -413,6 +413,8 @@ def test_a_camera_may_be_named_where_the_first_trajectory_is_damaged(
 def test_what_is_added_while_one_looks_is_found(buffer: Path) -> None:
     viewing = viewing_of(buffer, place=Place(2, 29, 1))
     save_recorded(buffer, (2, 1))
+    for command in ("next_env", "end", "far_next"):
+        viewing.do(command)
     assert len(viewing.playback) == 3
     viewing.do("next")
     assert place_of(viewing) == (3, 0, 0)

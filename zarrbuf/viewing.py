@@ -18,7 +18,7 @@ from zarrbuf.errors import (
     TrajectoryNotFoundError,
     ZarrbufError,
 )
-from zarrbuf.navigation import FAR, MOVES, Move, Place, check_place, neighbours
+from zarrbuf.navigation import FAR, MOVES, Place, check_place, neighbours
 from zarrbuf.playback import Playback
 from zarrbuf.scenes import (
     USUAL_CAMERAS,
@@ -115,7 +115,7 @@ class Viewing:
         """
         self.message = ""
         if command in MOVES:
-            self._move(MOVES[command])
+            self._move(command)
         elif command == "refresh":
             self._refresh()
             self.message = f"there are {len(self.playback)} trajectories now"
@@ -125,12 +125,12 @@ class Viewing:
             layout = _LAYOUTS[command]
             self.layout = "camera" if self.layout == layout else layout
 
-    def _move(self, move: Move) -> None:
+    def _move(self, command: str) -> None:
         """Move, if need be into what was added since the list was read."""
-        place = move(self.place, self.playback)
-        if place == self.place and self.place.position + 1 == len(self.playback):
+        place = MOVES[command](self.place, self.playback)
+        if place == self.place and command in ("next", "next_trajectory"):
             self._refresh()
-            place = move(self.place, self.playback)
+            place = MOVES[command](self.place, self.playback)
         if place == self.place:
             self.message = "there is nothing further that way"
         else:
