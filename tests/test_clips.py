@@ -184,3 +184,21 @@ def test_what_the_encoder_says_reaches_the_caller(
     monkeypatch.setattr("av.open", fail)
     with pytest.raises(StorageError, match="it is broken"):
         export_clip(tmp_path / "a", tmp_path / "x.mp4")
+
+
+def test_a_clip_has_one_scale_and_is_the_same_again(tmp_path: Path) -> None:
+    depths = torch.arange(1.0, 7.0).reshape(6, 1, 1, 1).repeat(1, 1, 16, 16)
+    depths[..., :8] = 2.0
+    made = Trajectory(curr_obs={"depth": depths}, next_obs={"depth": depths})
+    save(str(tmp_path / "a"), None, [made])
+    found = []
+    for number in range(2):
+        export_clip(tmp_path / "a", tmp_path / f"{number}.gif")
+        found.append((tmp_path / f"{number}.gif").read_bytes())
+    assert found[0] == found[1]
+    with Image.open(tmp_path / "0.gif") as clip:
+        greys = []
+        for frame in range(6):
+            clip.seek(frame)
+            greys.append(np.asarray(clip.convert("RGB"))[3, [3, 12], 0].tolist())
+    assert greys == [[51, 51 * number] for number in range(6)]

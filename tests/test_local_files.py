@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
@@ -20,12 +21,14 @@ def test_a_file_is_replaced_when_it_is_whole(tmp_path: Path) -> None:
     path.write_bytes(b"old")
 
     def write(name: str) -> None:
-        assert name.endswith("x.png")
+        assert name.endswith(".png")
         put(b"new", name)
         assert path.read_bytes() == b"old"
 
+    path.chmod(0o600)
     write_whole(path, write)
     assert path.read_bytes() == b"new"
+    assert path.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -52,9 +55,17 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
     target.write_bytes(b"old")
     link = tmp_path / "link.png"
     link.symlink_to(target)
-    write_whole(link, lambda name: put(b"new", name))
-    assert link.is_symlink()
-    assert target.read_bytes() == b"new"
+    for data in (b"new", b"where there was none"):
+        write_whole(link, functools.partial(put, data))
+        assert link.is_symlink()
+        assert target.read_bytes() == data
+        target.unlink()
+
+
+def test_a_name_may_be_as_long_as_names_are(tmp_path: Path) -> None:
+    path = tmp_path / f"{'x' * 251}.png"
+    write_whole(path, functools.partial(put, b"new"))
+    assert path.read_bytes() == b"new"
 
 
 def test_what_is_no_file_is_left_as_it_is(tmp_path: Path) -> None:

@@ -222,6 +222,18 @@ def served(path: Path, *more: str) -> Iterator[tuple[str, subprocess.Popen[str]]
             process.kill()
 
 
+BAD_MESSAGES = """
+for (const text of ["{", "[]", "3", "{}", '{"type": "none"}', '{"type": 1}',
+    '{"type": "resize"}', '{"type": "resize", "width": 1e9, "height": 1e9}',
+    '{"type": "set_device_pixel_ratio", "device_pixel_ratio": 0}',
+    '{"type": "key_press"}', '{"type": "button_press", "x": "a"}',
+    '{"type": "toolbar_button", "name": "none"}']) {
+  const one = new WebSocket(address);
+  one.addEventListener("open", () => one.send(text));
+}
+"""
+
+
 class Browser:
     """A page of the viewer, as large as the canvas makes it."""
 
@@ -246,7 +258,7 @@ class Browser:
 
     def colour(self) -> Any:
         """Return what is shown in the middle of the current observation."""
-        self.page.screenshot(path=self.picture)
+        self.page.screenshot(path=self.picture, scale="css")
         x, y = self.place(0.28, 0.68)
         with Image.open(self.picture) as image:
             pixels = np.asarray(image.convert("RGB")).astype(int)
@@ -314,9 +326,9 @@ def test_a_browser_shows_the_frames_and_answers_to_keys(tmp_path: Path) -> None:
         wait_for(1)
         second = open_page()
         wait_for(1, second)
-        browser.page.set_viewport_size({"width": 900, "height": 600})
+        browser.page.set_viewport_size({"width": 1000, "height": 800})
         deadline = time.monotonic() + 60
-        while browser.box["width"] > 900 or browser.box["height"] > 600:
+        while browser.box["width"] > 1000 or browser.box["height"] > 800:
             assert time.monotonic() < deadline, "the figure does not fit the page"
             time.sleep(0.1)
         wait_for(1)
@@ -326,6 +338,25 @@ def test_a_browser_shows_the_frames_and_answers_to_keys(tmp_path: Path) -> None:
         for elsewhere in (url.rsplit("/", 2)[0] + "/", f"{url}2", url[:-1]):
             answer = browser.page.request.get(elsewhere)
             assert answer.status == 404
+        for button in ("Zoom", "Zoom", "Reset original view"):
+            browser.page.locator(f"img[alt^='{button}']").click()
+        browser.click(0.02, 0.7)
+        keyboard.press("n")
+        wait_for(3)
+        keyboard.press("p")
+        wait_for(2)
+        other = chromium.new_page(
+            viewport={"width": 1000, "height": 800}, device_scale_factor=2
+        )
+        wait_for(2, Browser(other, url, tmp_path / "doubled.png"))
+        other.evaluate(BAD_MESSAGES)
+        other.close()
+        browser.page.bring_to_front()
+        browser.page.evaluate("window.dispatchEvent(new Event('focus'))")
+        wait_for(2)
+        assert browser.page.evaluate(
+            "document.documentElement.scrollHeight <= window.innerHeight"
+        )
         answer = browser.page.request.get(f"{url}image.png")
         with Image.open(io.BytesIO(answer.body())) as image:
             assert image.format == "PNG"

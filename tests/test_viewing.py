@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from matplotlib.backend_bases import KeyEvent, MouseEvent
+from matplotlib.backend_bases import KeyEvent, MouseEvent, NavigationToolbar2
 from matplotlib.figure import Figure
 from PIL import Image
 from remote import save
@@ -435,6 +435,54 @@ def test_what_is_added_while_one_looks_is_found(buffer: Path) -> None:
         viewing.do("next_trajectory")
     assert len(viewing.playback) == 3
     viewing.close()
+
+
+def test_a_list_that_is_the_same_keeps_what_is_open(buffer: Path) -> None:
+    viewing = viewing_of(buffer, place=Place(2, 29, 1))
+    curves = viewing.scene().curves
+    viewing.do("next")
+    assert viewing.message == "there is nothing further that way"
+    assert viewing.scene().curves is curves
+    viewing.do("refresh")
+    assert viewing.scene().curves is not curves
+    viewing.close()
+
+
+def test_a_buffer_that_was_made_anew_may_be_smaller(buffer: Path) -> None:
+    viewing = viewing_of(buffer, place=Place(0, 5, 1))
+    shutil.rmtree(buffer)
+    save_recorded(buffer, (2, 1))
+    viewing.do("refresh")
+    assert viewing.scene().place == Place(0, 1, 0)
+    viewing.close()
+
+
+def test_the_prompt_shows_where_it_is_if_that_changed_with_an_error(
+    buffer: Path,
+) -> None:
+    viewing = viewing_of(buffer, place=Place(2))
+    shown: list[str] = []
+
+    def show() -> None:
+        shown.append(viewing.scene().heading[0])
+
+    lines = io.StringIO("j 77\nj 77\nq\n")
+    prompt = Prompt(viewing, show=show, say=lambda line: None, stdin=lines)
+    zarrbuf.remove(buffer, "2")
+    prompt.cmdloop()
+    viewing.close()
+    assert [line.split(" (")[0] for line in shown] == ["Trajectory ID 1"]
+
+
+def test_a_drag_of_a_tool_is_no_click(shown: Shown) -> None:
+    canvas: Any = shown.figure.canvas
+    canvas.toolbar = NavigationToolbar2(canvas)
+    canvas.toolbar.mode = "zoom rect"
+    shown.click(shown.window._screen.curve_axes[1], 4.3)
+    assert place_of(shown.viewing) == (0, 0, 0)
+    canvas.toolbar.mode = ""
+    shown.click(shown.window._screen.curve_axes[1], 4.3)
+    assert place_of(shown.viewing) == (0, 4, 0)
 
 
 def test_damage_is_told_to_who_reads_words(buffer: Path) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from zarrbuf.arguments import check_whole_number
 from zarrbuf.errors import InvalidInputError
+from zarrbuf.format import AnyArray
 from zarrbuf.jobs import Progress
 from zarrbuf.local_files import check_local_file, write_whole
 from zarrbuf.pictures import Picture, beside, shrink, to_picture
@@ -142,15 +143,34 @@ def _pictures(
     env: int,
     progress: Progress | None,
 ) -> Iterator[Picture]:
-    """Yield the pictures of some steps, several of them fetched at once."""
+    """Yield the pictures of some steps, those of a camera with one scale."""
+    scaled = tuple(camera for camera in cameras if camera in recording.ranges)
+    for images in _images(recording, scaled, steps, env):
+        for camera, image in zip(scaled, images, strict=True):
+            recording.ranges[camera].widen(image)
+    for number, images in enumerate(_images(recording, cameras, steps, env)):
+        yield beside(
+            [
+                to_picture(image, recording.ranges.get(camera))
+                for camera, image in zip(cameras, images, strict=True)
+            ]
+        )
+        if progress is not None:
+            progress(number + 1, len(steps))
+
+
+def _images(
+    recording: Recording, cameras: tuple[str, ...], steps: IntArray, env: int
+) -> Iterator[list[AnyArray]]:
+    """Yield the images of some steps, several steps fetched at once."""
+    if not cameras:
+        return
     names = [f"curr_obs/{camera}" for camera in cameras]
     for number, step in enumerate(steps.tolist()):
         if number % _AHEAD == 0:
             near = steps[number : number + _AHEAD]
             recording.fetch_samples(names, steps=near, env=env)
-        yield beside([_picture(recording, name, step, env) for name in cameras])
-        if progress is not None:
-            progress(number + 1, len(steps))
+        yield [recording.sample(name, step=step, env=env) for name in names]
 
 
 def _of_size(pictures: Iterator[Picture], suffix: str) -> Iterator[Picture]:
@@ -167,14 +187,6 @@ def _of_size(pictures: Iterator[Picture], suffix: str) -> Iterator[Picture]:
                 f"{_MAX_SIDE[suffix]} a side: choose one camera, or a .png"
             )
         yield picture
-
-
-def _picture(recording: Recording, camera: str, step: int, env: int) -> Picture:
-    image = recording.observation(camera, stage=0, step=step, env=env)
-    seen = recording.ranges.get(camera)
-    if seen is not None:
-        seen.widen(image)
-    return to_picture(image, seen)
 
 
 def _write_sheet(

@@ -180,6 +180,7 @@ def _label_tiles(axes: Axes, panel: Panel, animated: bool) -> Iterator[Any]:
             va="top",
             bbox={"facecolor": "black", "edgecolor": "none", "pad": 1},
             animated=animated,
+            clip_on=True,
         )
 
 

@@ -7,6 +7,7 @@ left behind. Knows no format.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -23,7 +24,7 @@ def check_local_file(path: str | os.PathLike[str]) -> str:
     name = os.fspath(path)
     if "://" in name:
         raise InvalidInputError(f"{name} is a URL; a local file is needed")
-    if not name or (os.path.lexists(name) and not os.path.isfile(name)):
+    if not name or (os.path.exists(name) and not os.path.isfile(name)):
         raise InvalidInputError(f"{name!r} is no file; name one, or a new one")
     return name
 
@@ -42,9 +43,12 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[str], None]) -> N
     shown = check_local_file(path)
     target = os.path.realpath(shown)
     directory, name = os.path.split(target)
-    partial = os.path.join(directory, f".{new_uuid()[:8]}.{name}")
+    suffix = os.path.splitext(name)[1]
+    partial = os.path.join(directory, f".{new_uuid()[:8]}{suffix}")
     try:
         write(partial)
+        with suppress(FileNotFoundError):
+            shutil.copymode(target, partial)
         os.replace(partial, target)
     except OSError as exc:
         raise StorageError(

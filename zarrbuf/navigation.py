@@ -59,6 +59,13 @@ def check_place(place: Place, lengths: Lengths) -> Place:
     return place
 
 
+def nearest_place(place: Place, lengths: Lengths) -> Place:
+    """Return `place`, or the nearest that there is of its trajectory."""
+    num_steps, num_envs = lengths.shape(place.position)
+    step = min(max(0, place.step), num_steps - 1)
+    return Place(place.position, step, min(max(0, place.env), num_envs - 1))
+
+
 def _forward(place: Place, lengths: Lengths) -> Place:
     if place.step + 1 < lengths.shape(place.position)[0]:
         return replace(place, step=place.step + 1)

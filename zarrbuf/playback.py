@@ -18,6 +18,7 @@ from zarrbuf.format import AnyArray
 from zarrbuf.locations import Location, StorageOptions, open_storage
 from zarrbuf.opening import open_store
 from zarrbuf.recording import ChunkKey, PlaybackStats, Recording
+from zarrbuf.rows import Rows
 from zarrbuf.sources import location_of
 from zarrbuf.stores import TrajectoryStore, known_name
 
@@ -37,6 +38,8 @@ class Playback:
         stats: what looking has cost so far.
     """
 
+    rows: Rows
+
     def __init__(self, open_list: Callable[[], TrajectoryStore]) -> None:
         """Look at what is listed now.
 
@@ -54,8 +57,11 @@ class Playback:
         self._opening = threading.Lock()
         self.refresh()
 
-    def refresh(self) -> None:
+    def refresh(self, *, keep: bool = False) -> None:
         """Read the list anew; positions may be those of other trajectories after it.
+
+        Args:
+            keep: whether what is open stays so if the list is the same.
 
         Raises:
             NotFoundError: if the buffer is gone; what was listed stays.
@@ -64,6 +70,8 @@ class Playback:
         store = self._open_list()
         if not len(store.rows):
             raise EmptyBufferError(f"{store.url or 'memory'} lists no trajectory")
+        if keep and np.array_equal(store.rows.fixed, self.rows.fixed):
+            return
         with self._opening:  # what is being opened has the old position
             self._store, self.rows = store, store.rows
             self.url = store.url or "memory"

@@ -100,9 +100,12 @@ class Prompt(cmd.Cmd):
         word = word.lower()
         if word in ("q", "quit", "exit"):
             return True
+        rows = self._viewing.playback.rows
         try:
             self._do(word, argument.strip())
         except ZarrbufError as exc:
+            if self._viewing.playback.rows is not rows:  # the place may be another
+                self._show()
             self._say(f"Error: {exc}")
         return False
 

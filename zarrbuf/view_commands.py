@@ -104,7 +104,11 @@ def view(
         raise click.UsageError(f"{' and '.join(chosen)} exclude each other")
     if no_display and not save_image:
         raise click.UsageError("--no-display needs --save-image")
-    _check_purposes(is_export=clip is not None, is_web=web)
+    _check_purposes(
+        is_export=clip is not None,
+        is_clip=clip is not None and not clip.endswith(".png"),
+        is_web=web,
+    )
     playback = zarrbuf.open_playback(
         path, version=version, storage_options=storage_options, allow_bases=allow_bases
     )
@@ -135,12 +139,12 @@ def view(
     )
 
 
-def _check_purposes(*, is_export: bool, is_web: bool) -> None:
+def _check_purposes(*, is_export: bool, is_clip: bool, is_web: bool) -> None:
     """Refuse options that would do nothing."""
     context = click.get_current_context()
     for name, option, is_for, purpose in (
         ("port", "--port", is_web, "--web"),
-        ("fps", "--fps", is_export, "--export"),
+        ("fps", "--fps", is_clip, "--export of a clip"),
         ("as_json", "--json", is_export, "--export"),
         ("step", "--step", not is_export, "looking, not for --export"),
         ("layout", "--layout", not is_export, "looking, not for --export"),

@@ -18,7 +18,14 @@ from zarrbuf.errors import (
     TrajectoryNotFoundError,
     ZarrbufError,
 )
-from zarrbuf.navigation import FAR, MOVES, Place, check_place, neighbours
+from zarrbuf.navigation import (
+    FAR,
+    MOVES,
+    Place,
+    check_place,
+    nearest_place,
+    neighbours,
+)
 from zarrbuf.playback import Playback
 from zarrbuf.scenes import (
     USUAL_CAMERAS,
@@ -117,7 +124,7 @@ class Viewing:
         if command in MOVES:
             self._move(command)
         elif command == "refresh":
-            self._refresh()
+            self._refresh(keep=False)
             self.message = f"there are {len(self.playback)} trajectories now"
         elif command == "next_camera":
             self._next_camera()
@@ -136,17 +143,19 @@ class Viewing:
         else:
             self._go(place)
 
-    def _refresh(self) -> None:
+    def _refresh(self, *, keep: bool = True) -> None:
         """Read the list anew, and stay at the trajectory or where it was."""
         row = self.playback.rows.row(self.place.position)
-        self.playback.refresh()
+        self.playback.refresh(keep=keep)
         try:
             position = self.playback.find(row.trajectory_id)
         except TrajectoryNotFoundError:
             last = len(self.playback) - 1
             self.place, self._before = Place(min(self.place.position, last)), None
         else:
-            self.place, self._before = replace(self.place, position=position), None
+            place = replace(self.place, position=position)
+            self.place = nearest_place(place, self.playback)
+            self._before = None
 
     def _go(self, place: Place) -> None:
         if place.position != self.place.position:
@@ -179,10 +188,12 @@ class Viewing:
     def go_to(self, *, step: int | None = None, env: int | None = None) -> None:
         """Go to a step or an environment of the trajectory, the nearest there is."""
         self.message = ""
-        num_steps, num_envs = self.playback.shape(self.place.position)
-        step = self.place.step if step is None else min(max(0, step), num_steps - 1)
-        env = self.place.env if env is None else min(max(0, env), num_envs - 1)
-        place = Place(self.place.position, step, env)
+        place = Place(
+            self.place.position,
+            self.place.step if step is None else step,
+            self.place.env if env is None else env,
+        )
+        place = nearest_place(place, self.playback)
         if place != self.place:
             self._go(place)
 

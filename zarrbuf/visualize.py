@@ -255,7 +255,7 @@ def check_image_file(path: str | os.PathLike[str]) -> None:
             something else than a file is there.
     """
     suffix = os.path.splitext(check_local_file(path))[1]
-    known = sorted(FigureCanvasAgg.get_supported_filetypes())
+    known = sorted(set(FigureCanvasAgg.get_supported_filetypes()) - {"pgf"})  # LaTeX
     if suffix and suffix[1:].lower() not in known:
         raise InvalidInputError(
             f"{os.fspath(path)} ends in {suffix}; allowed are .{', .'.join(known)}"

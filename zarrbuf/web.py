@@ -25,6 +25,7 @@ import tornado.websocket
 from matplotlib.backends.backend_webagg_core import (
     FigureCanvasWebAggCore,
     FigureManagerWebAgg,
+    NavigationToolbar2WebAgg,
 )
 from matplotlib.figure import Figure
 
@@ -38,8 +39,13 @@ from zarrbuf.window import Window
 ADDRESS: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8988
 """That of matplotlib's WebAgg."""
-_MANAGER: Final[Any] = FigureManagerWebAgg
 _CANVAS: Final[Any] = FigureCanvasWebAggCore
+_LIMITS: Final = {
+    "width": (1, 8192),
+    "height": (1, 8192),
+    "device_pixel_ratio": (0.5, 4),
+}
+"""Of what a page says of itself."""
 _PAGE: Final = tornado.template.Template(
     """\
 <!DOCTYPE html>
@@ -64,15 +70,17 @@ _PAGE: Final = tornado.template.Template(
     const webSocket = new WebSocket(address);
     const save = () => window.open("image.png", "_blank");
     const shown = new mpl.figure("1", webSocket, save, root);
+    shown.header.textContent = document.title;
     shown.format_dropdown.style.display = "none";
     // The picture has the size of the page, not of its own frame.
     shown.canvas_div.style.resize = "none";
     shown.request_resize = () => shown.send_message("refresh", {});
     function fit() {
       const around = root.offsetHeight - shown.canvas_div.offsetHeight;
+      shown.send_message("set_device_pixel_ratio", {device_pixel_ratio: shown.ratio});
       shown.send_message("resize", {
-        width: Math.max(400, document.documentElement.clientWidth - 12),
-        height: Math.max(300, window.innerHeight - around - 24)});
+        width: Math.max(900, document.documentElement.clientWidth - 12),
+        height: Math.max(640, window.innerHeight - around - 24)});
     }
     let waiting = 0;
     window.addEventListener("resize", () => {
@@ -80,6 +88,8 @@ _PAGE: Final = tornado.template.Template(
       waiting = setTimeout(fit, 200);
     });
     webSocket.addEventListener("open", fit);
+    // All pages have the size, and the pixels, of the one that is used.
+    window.addEventListener("focus", () => webSocket.readyState == 1 && fit());
     window.addEventListener("load", () => webSocket.readyState == 1 && fit());
     webSocket.addEventListener("close", () => {
       document.getElementById("ended").hidden = false;
@@ -90,6 +100,13 @@ _PAGE: Final = tornado.template.Template(
 </html>
 """
 )
+
+
+class _Manager(FigureManagerWebAgg):
+    _toolbar2_class: Any = NavigationToolbar2WebAgg
+
+
+_MANAGER: Final[Any] = _Manager
 
 
 def serve_viewer(
@@ -217,11 +234,21 @@ class _Socket(tornado.websocket.WebSocketHandler):
         self._manager.remove_web_socket(self)
 
     def on_message(self, message: str | bytes) -> None:
-        event = json.loads(message)
-        if event["type"] != "supports_binary":  # as all of today do
-            self._manager.handle_json(event)
-        if event["type"] == "resize":  # all browsers take the size that one asks for
-            self._manager.resize(*self._manager.canvas.figure.bbox.size, forward=True)
+        try:
+            event = json.loads(message)
+            self._check(event)
+            if event["type"] != "supports_binary":  # as all of today do
+                self._manager.handle_json(event)
+            if event["type"] == "resize":  # all take the size that one asks for
+                size = self._manager.canvas.figure.bbox.size
+                self._manager.resize(*size, forward=True)
+        except (KeyError, TypeError, ValueError) as exc:
+            self.close(1008, f"{type(exc).__name__}")
+
+    def _check(self, event: Any) -> None:
+        for name, (low, high) in _LIMITS.items():
+            if name in event and not low <= event[name] <= high:
+                raise ValueError(name)
 
     def send_json(self, content: Any) -> None:
         self._send(json.dumps(content))

@@ -84,7 +84,9 @@ class Window:
             self._do(lambda: self.viewing.do(KEYS[event.key]))
 
     def _on_click(self, event: Any) -> None:
-        if event.inaxes is None:
+        # A drag of the tools that zoom and pan begins with a press, too.
+        toolbar: Any = self.figure.canvas.toolbar
+        if event.inaxes is None or (toolbar is not None and toolbar.mode):
             return
         place = self._screen.place_at(event.inaxes, event.xdata, event.ydata)
         if place is not None:
