@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 from s3 import GCS, S3, serving_gcs, serving_s3
 
 os.environ["MPLBACKEND"] = "agg"  # no window opens, whatever display there is
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # As a shell does to what it starts with `&`; the commands under test would, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
