@@ -74,6 +74,9 @@ def test_convert_says_what_it_did(tmp_path: Path) -> None:
     assert re.search(r" \([1-9][\d.]+ times the size\)", text)
     text = run("convert", FOLDER, tmp_path / "pkl", "--to", "pkl").stdout
     assert "5 trajectories, 84 samples, pt -> pkl" in text
+    run("remove", tmp_path / "out", "--ids", "0-4")
+    text = run("convert", tmp_path / "out", tmp_path / "none").stdout
+    assert text.endswith("0 trajectories, 0 samples, zarr -> zarr, 0 B -> 0 B\n")
 
 
 def test_sample_draws_what_the_buffer_draws(converted: Path) -> None:

@@ -112,18 +112,24 @@ def _report(done: Any, *, as_json: bool) -> None:
     if as_json:
         print_json(done.to_json())
         return
-    smaller = done.source_bytes / max(1, done.destination_bytes)
-    share = (
-        f"1/{smaller:.1f} of" if smaller >= 1 else f"{1 / max(smaller, 1e-9):.1f} times"
-    )
     click.echo(
         f"{printable(done.destination)}: {done.num_trajectories} trajectories, "
         f"{done.total_samples} samples, {done.source_format} -> "
         f"{done.destination_format}, {format_bytes(done.source_bytes)} -> "
-        f"{format_bytes(done.destination_bytes)} ({share} the size)"
+        f"{format_bytes(done.destination_bytes)}"
+        f"{_say_ratio(done.source_bytes, done.destination_bytes)}"
     )
     for name, count in done.fields.items():
         click.echo(f"  {printable(name):40} bit-exact in {count}")
+
+
+def _say_ratio(before: int, after: int) -> str:
+    """Say how sizes in bytes compare; nothing if there is nothing to compare."""
+    if not before or not after:
+        return ""
+    if after <= before:
+        return f" (1/{before / after:.1f} of the size)"
+    return f" ({after / before:.1f} times the size)"
 
 
 @click.command()

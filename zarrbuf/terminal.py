@@ -1,4 +1,4 @@
-"""What all commands share: options, progress, and text that is safe on a terminal.
+"""What all commands share: options, progress, JSON and sizes as they are printed.
 
 The face has no algorithm; here is how it looks.
 """

@@ -197,7 +197,7 @@ def _run_window(
         )
         with suppress(KeyboardInterrupt):
             plt.show()
-        del window
+        del window  # till now: figures refer weakly to who listens
     finally:
         plt.close(figure)
 

@@ -147,15 +147,15 @@ class Viewing:
         """Read the list anew, and stay at the trajectory or where it was."""
         row = self.playback.rows.row(self.place.position)
         self.playback.refresh(keep=keep)
+        self._before = None  # whose position may be that of another
         try:
             position = self.playback.find(row.trajectory_id)
         except TrajectoryNotFoundError:
             last = len(self.playback) - 1
-            self.place, self._before = Place(min(self.place.position, last)), None
+            self.place = Place(min(self.place.position, last))
         else:
             place = replace(self.place, position=position)
             self.place = nearest_place(place, self.playback)
-            self._before = None
 
     def _go(self, place: Place) -> None:
         if place.position != self.place.position:

@@ -175,7 +175,7 @@ async def _serve(
     await left.wait()
     server.stop()
     await server.close_all_connections()
-    del window
+    del window  # till now: figures refer weakly to who listens
 
 
 def _application(prefix: str, manager: Any, title: str) -> Any:
