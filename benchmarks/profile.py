@@ -29,7 +29,6 @@ from zarrbuf import Trajectory, TrajectoryReplayBuffer, chunks, parallel
 from zarrbuf.chunks import ChunkReads, crc32c
 from zarrbuf.compiled import have_loops
 from zarrbuf.encoding import encode_trajectory
-from zarrbuf.format import new_uuid
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.log_store import LogStore
 from zarrbuf.opening import open_store
@@ -37,6 +36,7 @@ from zarrbuf.sampling import ReadPlan, Window, plan_batch
 from zarrbuf.small_fields import sorted_fields
 from zarrbuf.stores import NewTrajectory
 from zarrbuf.trajectory_archive import TrajectoryArchive
+from zarrbuf.uuids import new_uuid
 from zarrbuf.workers import Workers
 
 THREADS = (1, 2, 4)

@@ -30,7 +30,7 @@ from benchmarks.tables import Target, mb, ms
 from benchmarks.timing import timed
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.checkpoints import write_checkpoint
-from zarrbuf.format import CHECKPOINT_DIR, MANIFEST_DIR, SEGMENT_DIR
+from zarrbuf.layout import CHECKPOINT_DIR, MANIFEST_DIR, SEGMENT_DIR
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.log_store import listing_actions
 from zarrbuf.opening import open_or_create_log_store

@@ -13,12 +13,13 @@ import torch
 from hypothesis import strategies as st
 
 from zarrbuf.encoding import encode_trajectory
-from zarrbuf.format import STORED_DTYPE, AnyArray, new_uuid
+from zarrbuf.format import STORED_DTYPE, AnyArray
 from zarrbuf.locations import open_storage
 from zarrbuf.object_storage import ObjectStorage
 from zarrbuf.rows import Row
 from zarrbuf.storage import Storage
 from zarrbuf.trajectory import Trajectory
+from zarrbuf.uuids import new_uuid
 from zarrbuf.zipindex import encode_zip, parse_zip
 
 Tensor = torch.Tensor

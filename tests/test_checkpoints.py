@@ -33,12 +33,14 @@ from zarrbuf.errors import (
     StorageError,
     UnsupportedVersionError,
 )
-from zarrbuf.format import FieldSpec, checkpoint_path, new_uuid
+from zarrbuf.format import FieldSpec
+from zarrbuf.layout import checkpoint_path
 from zarrbuf.log_format import Action, SegmentRef, seal
 from zarrbuf.manifest import Snapshot, schema_id
 from zarrbuf.rows import Row, Rows
 from zarrbuf.segments import parse_segment
 from zarrbuf.storage import Outcome
+from zarrbuf.uuids import new_uuid
 
 INTERVAL = 4
 PER_LEVEL = 3

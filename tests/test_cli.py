@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 
 import zarrbuf
 from zarrbuf import TrajectoryReplayBuffer, cli
-from zarrbuf.format import trajectory_path
+from zarrbuf.layout import trajectory_path
 
 DATA = Path(__file__).parent / "data"
 FOLDER = DATA / "rlinf_ragged_pt"

@@ -40,7 +40,8 @@ from zarrbuf.errors import (
     StorageError,
     UnsupportedVersionError,
 )
-from zarrbuf.format import FieldSpec, commit_path
+from zarrbuf.format import FieldSpec
+from zarrbuf.layout import commit_path
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.locations import open_storage
 from zarrbuf.log_format import MAX_COMMIT_BYTES, Action, seal, sha256_hex

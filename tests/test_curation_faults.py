@@ -38,13 +38,14 @@ from zarrbuf.errors import (
     ZarrbufError,
 )
 from zarrbuf.expressions import select_where
-from zarrbuf.format import ROOT_NAME, new_uuid
+from zarrbuf.layout import ROOT_NAME
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.locations import open_storage
 from zarrbuf.log_store import LogStore
 from zarrbuf.rows import Rows
 from zarrbuf.selection import parse_ids
 from zarrbuf.texts import TextColumn
+from zarrbuf.uuids import new_uuid
 
 FOLDER = Path(__file__).parent / "data" / "rlinf_pt" / "rank_0"
 

@@ -29,12 +29,12 @@ from hypothesis.stateful import (
 from zarrbuf import merge, prune, remove, split, vacuum, vacuuming
 from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import NotFoundError
-from zarrbuf.format import new_uuid
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.locations import open_storage
 from zarrbuf.log_store import LogStore
 from zarrbuf.object_storage import ObjectStorage
 from zarrbuf.stores import NewTrajectory
+from zarrbuf.uuids import new_uuid
 
 CALLS = ("create", "delete", "put_all", "link_from", "read", "read_existing")
 Listed = list[int]

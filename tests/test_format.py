@@ -13,7 +13,7 @@ from helpers import ODD_KEYS
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from zarrbuf import format as zformat
+from zarrbuf import layout
 from zarrbuf.errors import FormatError, InvalidInputError
 from zarrbuf.format import (
     BIG_ROW_BYTES,
@@ -31,6 +31,8 @@ from zarrbuf.format import (
     parse_schema,
     step_rows,
 )
+from zarrbuf.rlinf_index import trajectory_name
+from zarrbuf.uuids import new_uuid
 
 SHAPES = st.lists(st.integers(0, 40), min_size=1, max_size=5).map(tuple)
 BIG_SHAPES = st.tuples(
@@ -314,21 +316,21 @@ def test_a_batch_serves_both_stages_and_leaves_out_whole_arrays() -> None:
 
 
 def test_names_of_objects_match_their_grammar() -> None:
-    uuid = zformat.new_uuid()
+    uuid = new_uuid()
     assert re.fullmatch("[0-9a-f]{32}", uuid)
-    assert uuid != zformat.new_uuid()
-    path = zformat.trajectory_path(uuid)
+    assert uuid != new_uuid()
+    path = layout.trajectory_path(uuid)
     assert path == f"trajectories/{uuid[:2]}/{uuid}.zarr.zip"
-    match = zformat.TRAJECTORY_PATH.fullmatch(path)
+    match = layout.TRAJECTORY_PATH.fullmatch(path)
     assert match is not None
     assert match[2] == uuid
-    assert zformat.SEGMENT_PATH.fullmatch(zformat.segment_path())
-    assert zformat.commit_path(12) == "manifest/00000000000000000012.json"
-    assert zformat.COMMIT_NAME.fullmatch(zformat.commit_path(12).partition("/")[2])
-    checkpoint = zformat.checkpoint_path(7)
+    assert layout.SEGMENT_PATH.fullmatch(layout.segment_path())
+    assert layout.commit_path(12) == "manifest/00000000000000000012.json"
+    assert layout.COMMIT_NAME.fullmatch(layout.commit_path(12).partition("/")[2])
+    checkpoint = layout.checkpoint_path(7)
     assert checkpoint.startswith("checkpoint/00000000000000000007.")
-    assert zformat.CHECKPOINT_NAME.fullmatch(checkpoint.partition("/")[2])
-    assert zformat.trajectory_name(3, "w_1", "zarr") == "trajectory_3_w_1.zarr"
+    assert layout.CHECKPOINT_NAME.fullmatch(checkpoint.partition("/")[2])
+    assert trajectory_name(3, "w_1", "zarr") == "trajectory_3_w_1.zarr"
 
 
 @pytest.mark.parametrize(
@@ -344,4 +346,4 @@ def test_names_of_objects_match_their_grammar() -> None:
     ],
 )
 def test_other_paths_are_no_trajectory(path: str) -> None:
-    assert zformat.TRAJECTORY_PATH.fullmatch(path) is None
+    assert layout.TRAJECTORY_PATH.fullmatch(path) is None

@@ -19,6 +19,8 @@ RANKS = {
     "jobs": 1,
     "object_options": 1,
     "ranges": 1,
+    "uuids": 1,
+    "layout": 4,
     "background": 1,
     "object_faults": 1,
     "cache": 1,

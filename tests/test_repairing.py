@@ -20,7 +20,7 @@ from s3 import S3
 import zarrbuf
 from zarrbuf import TrajectoryReplayBuffer, cli, repair, verify
 from zarrbuf.errors import FormatError, NotFoundError, UnsupportedVersionError
-from zarrbuf.format import commit_path
+from zarrbuf.layout import commit_path
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.locations import open_storage
 from zarrbuf.log_format import seal, unseal

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from zarrbuf.archive import Archive, FieldArray, encode_archive
 from zarrbuf.errors import FormatError, UnsupportedVersionError
-from zarrbuf.format import trajectory_path
+from zarrbuf.layout import trajectory_path
 from zarrbuf.metadata import encode_json, parse_json
 from zarrbuf.rows import MAX_SEGMENT_ROWS, Row, Rows, parse_add
 from zarrbuf.segments import encode_segment, parse_segment

@@ -25,7 +25,7 @@ from zarrbuf.commits import CommitLog, open_log, open_or_create_log
 from zarrbuf.contents import Contents
 from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import ConflictError, StorageError
-from zarrbuf.format import FieldSpec, new_uuid
+from zarrbuf.format import FieldSpec
 from zarrbuf.log_format import Action
 from zarrbuf.log_store import LogStore
 from zarrbuf.manifest import Snapshot, schema_id
@@ -36,6 +36,7 @@ from zarrbuf.sampling import plan_batch
 from zarrbuf.storage import Outcome
 from zarrbuf.stores import NewTrajectory
 from zarrbuf.table import RowTable
+from zarrbuf.uuids import new_uuid
 
 FEW, MANY = 10, 200_000
 FIELDS = {"rewards": FieldSpec("float32", (), "step")}

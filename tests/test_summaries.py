@@ -13,7 +13,7 @@ from remote import save
 import zarrbuf
 from zarrbuf import Trajectory
 from zarrbuf.encoding import encode_trajectory
-from zarrbuf.format import new_uuid
+from zarrbuf.uuids import new_uuid
 
 
 def tags_of(**fields: Any) -> dict[str, Any]:

@@ -17,13 +17,13 @@ from zarrbuf import TrajectoryReplayBuffer, views
 from zarrbuf.contents import Contents
 from zarrbuf.encoding import EncodedTrajectory, encode_trajectory
 from zarrbuf.errors import NotFoundError
-from zarrbuf.format import new_uuid
 from zarrbuf.memory_store import MemoryStore
 from zarrbuf.reader import BatchReader
 from zarrbuf.rows import Row, Rows
 from zarrbuf.sampling import plan_batch
 from zarrbuf.stores import NewTrajectory, TrajectoryStore
 from zarrbuf.table import RowTable, Stretch
+from zarrbuf.uuids import new_uuid
 from zarrbuf.views import Part, View
 
 READER = cast(BatchReader, None)

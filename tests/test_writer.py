@@ -11,8 +11,8 @@ from helpers import make_trajectory
 
 from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import StorageError
-from zarrbuf.format import new_uuid
 from zarrbuf.stores import NewTrajectory
+from zarrbuf.uuids import new_uuid
 from zarrbuf.writer import BackgroundWriter
 
 

@@ -18,7 +18,6 @@ from zarrbuf.contents import Contents
 from zarrbuf.disk_cache import DiskCache
 from zarrbuf.draws import Draws
 from zarrbuf.encoding import encode_trajectory
-from zarrbuf.format import new_uuid
 from zarrbuf.locations import Location, StorageOptions, open_storage
 from zarrbuf.memory import BatchMemory, can_pin
 from zarrbuf.memory_store import MemoryStore
@@ -37,6 +36,7 @@ from zarrbuf.sampler import Sampler
 from zarrbuf.sampling import partition
 from zarrbuf.saving import save_view
 from zarrbuf.stores import TrajectoryStore
+from zarrbuf.uuids import new_uuid
 from zarrbuf.workers import Workers, default_num_threads
 
 

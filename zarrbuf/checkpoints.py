@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from zarrbuf.errors import FormatError, NotFoundError
-from zarrbuf.format import (
+from zarrbuf.layout import (
     CHECKPOINT_DIR,
     CHECKPOINT_NAME,
     checkpoint_path,

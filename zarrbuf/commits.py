@@ -29,7 +29,7 @@ from zarrbuf.errors import (
     StorageRefusedError,
     ZarrbufError,
 )
-from zarrbuf.format import COMMIT_NAME, MANIFEST_DIR, ROOT_NAME, commit_path
+from zarrbuf.layout import COMMIT_NAME, MANIFEST_DIR, ROOT_NAME, commit_path
 from zarrbuf.log_format import Action, Commit, encode_commit, parse_commit, sha256_hex
 from zarrbuf.manifest import Change, Snapshot, apply_commits
 from zarrbuf.root import create_root, encode_root, parse_root

@@ -20,8 +20,9 @@ from zarrbuf.comparing import compare_trajectories
 from zarrbuf.destinations import Created, check_empty, check_outside
 from zarrbuf.encoding import EncodedTrajectory, describe_trajectory, encode_trajectory
 from zarrbuf.errors import InvalidInputError, StorageError
-from zarrbuf.format import Schema, trajectory_name, trajectory_path
+from zarrbuf.format import Schema
 from zarrbuf.jobs import Progress, run_jobs
+from zarrbuf.layout import DIRECTORIES, trajectory_path
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.locations import Location, StorageOptions, open_storage
 from zarrbuf.log_format import Action
@@ -36,6 +37,7 @@ from zarrbuf.rlinf_index import (
     FileFormat,
     RlinfIndex,
     encode_index,
+    trajectory_name,
 )
 from zarrbuf.rows import Row, Rows
 from zarrbuf.sources import location_of
@@ -338,4 +340,4 @@ def _write_index(
     created.check_reused()
     created.create(INDEX_NAME, entries)
     created.create(METADATA_NAME, metadata)
-    created.storage.delete_empty_directories(keep_root=True)
+    created.storage.delete_empty_directories(DIRECTORIES, keep_root=True)

@@ -26,8 +26,9 @@ from zarrbuf.errors import (
     StorageError,
     ZarrbufError,
 )
-from zarrbuf.format import TRAJECTORY_DIR, Schema, commit_path
+from zarrbuf.format import Schema
 from zarrbuf.jobs import Progress, run_jobs
+from zarrbuf.layout import TRAJECTORY_DIR, commit_path
 from zarrbuf.log_format import Action
 from zarrbuf.log_store import LogStore, listing_actions
 from zarrbuf.manifest import Snapshot

@@ -12,21 +12,21 @@ from typing import Final
 
 from zarrbuf.commits import CommitLog
 from zarrbuf.errors import InvalidInputError, StorageError
-from zarrbuf.format import (
+from zarrbuf.layout import (
+    DIRECTORIES,
     MANIFEST_DIR,
     ROOT_NAME,
     SEGMENT_DIR,
-    TMP_DIR,
     TRAJECTORY_DIR,
     commit_path,
-    new_uuid,
 )
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.log_format import Action
 from zarrbuf.manifest import Snapshot
 from zarrbuf.rlinf_index import INDEX_NAME, METADATA_NAME
 from zarrbuf.root import create_root, encode_root, parse_root
-from zarrbuf.storage import Outcome, Storage
+from zarrbuf.storage import TMP_DIR, Outcome, Storage
+from zarrbuf.uuids import new_uuid
 
 _LEFTOVERS: Final = {TRAJECTORY_DIR, SEGMENT_DIR, TMP_DIR}
 
@@ -126,7 +126,7 @@ class Created:
                 return
             for name in self._names:
                 self.storage.delete(name)
-            self.storage.delete_empty_directories(keep_root=self._had_root)
+            self.storage.delete_empty_directories(DIRECTORIES, keep_root=self._had_root)
 
 
 def check_outside(storage: Storage, source: Storage) -> None:

@@ -15,14 +15,22 @@ import numpy as np
 from zarrbuf.destinations import Created, check_empty
 from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.format import Schema, new_uuid, trajectory_name
+from zarrbuf.format import Schema
 from zarrbuf.jobs import Progress
+from zarrbuf.layout import DIRECTORIES
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.rlinf import RlinfStore
-from zarrbuf.rlinf_index import INDEX_NAME, METADATA_NAME, RlinfIndex, encode_index
+from zarrbuf.rlinf_index import (
+    INDEX_NAME,
+    METADATA_NAME,
+    RlinfIndex,
+    encode_index,
+    trajectory_name,
+)
 from zarrbuf.rows import IntArray, Row, Rows
 from zarrbuf.selection import interleave
 from zarrbuf.storage import Storage
+from zarrbuf.uuids import new_uuid
 from zarrbuf.views import check_same_fields
 
 
@@ -84,7 +92,7 @@ def make_folder(
         created.check_reused()
         created.create(INDEX_NAME, entries)
         created.create(METADATA_NAME, metadata)
-        destination.delete_empty_directories(keep_root=True)
+        destination.delete_empty_directories(DIRECTORIES, keep_root=True)
     except BaseException:
         created.take_away()
         raise

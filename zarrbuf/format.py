@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import functools
 import math
-import re
-import uuid as uuid_module
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeGuard
@@ -33,28 +31,6 @@ SMALL_CHUNK_BYTES: Final = 1 << 20
 """A small field is one chunk up to this size and is split along time above it."""
 MAX_NAME_BYTES: Final = 1024
 MAX_WEIGHTS_ID: Final = 200
-
-# Names of the objects of a buffer (docs/format.md, section 1).
-ROOT_NAME: Final = "zarrbuf.json"
-MANIFEST_DIR: Final = "manifest"
-CHECKPOINT_DIR: Final = "checkpoint"
-SEGMENT_DIR: Final = "segment"
-TRAJECTORY_DIR: Final = "trajectories"
-TMP_DIR: Final = "tmp"
-DIRECTORIES: Final = (
-    MANIFEST_DIR,
-    CHECKPOINT_DIR,
-    SEGMENT_DIR,
-    TRAJECTORY_DIR,
-    TMP_DIR,
-)
-"""What a buffer has below its root."""
-COMMIT_NAME: Final = re.compile(r"(\d{20})\.json")
-CHECKPOINT_NAME: Final = re.compile(r"(\d{20})\.[0-9a-f]{8}\.json")
-TRAJECTORY_PATH: Final = re.compile(
-    r"trajectories/([0-9a-f]{2})/(\1[0-9a-f]{30})\.zarr\.zip"
-)
-SEGMENT_PATH: Final = re.compile(r"segment/[0-9a-f]{32}\.zarr\.zip")
 
 # torch dtype name -> dtype of the stored array. The names on the left are those
 # of `str(torch.dtype)`; where they differ from NumPy's, the array carries the
@@ -104,36 +80,6 @@ EXTRA_ROWS: Final[Mapping[str, Rows]] = {
     "prev_values": "end",
 }
 """Fields that may have one row more per rollout epoch, and at which end of it."""
-
-
-def new_uuid() -> str:
-    """Return a fresh random uuid, 32 hex digits."""
-    return uuid_module.uuid4().hex
-
-
-def commit_path(version: int) -> str:
-    """Return the path of commit `version` below the root."""
-    return f"{MANIFEST_DIR}/{version:020d}.json"
-
-
-def checkpoint_path(version: int) -> str:
-    """Return a fresh path for a checkpoint of the log at `version`."""
-    return f"{CHECKPOINT_DIR}/{version:020d}.{new_uuid()[:8]}.json"
-
-
-def segment_path() -> str:
-    """Return a fresh path for a segment of manifest rows."""
-    return f"{SEGMENT_DIR}/{new_uuid()}.zarr.zip"
-
-
-def trajectory_path(uuid: str) -> str:
-    """Return the path of the trajectory `uuid` (32 hex digits) below the root."""
-    return f"{TRAJECTORY_DIR}/{uuid[:2]}/{uuid}.zarr.zip"
-
-
-def trajectory_name(trajectory_id: int, model_weights_id: str, suffix: str) -> str:
-    """Return the name a person knows a trajectory by."""
-    return f"trajectory_{trajectory_id}_{model_weights_id}.{suffix}"
 
 
 def is_weights_id(value: Any) -> TypeGuard[str]:

@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from zarrbuf.commits import open_log
-from zarrbuf.format import trajectory_name
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.locations import Location, StorageOptions, open_storage
 from zarrbuf.manifest import schema_json
-from zarrbuf.rlinf_index import check_no_version, is_rlinf_folder, read_index
+from zarrbuf.rlinf_index import (
+    check_no_version,
+    is_rlinf_folder,
+    read_index,
+    trajectory_name,
+)
 from zarrbuf.rows import Row, Rows
 
 

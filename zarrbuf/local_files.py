@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from zarrbuf.errors import InvalidInputError, StorageError
-from zarrbuf.format import new_uuid
+from zarrbuf.uuids import new_uuid
 
 
 def check_local_file(path: str | os.PathLike[str]) -> str:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from zarrbuf.errors import NotFoundError, StorageError
-from zarrbuf.format import DIRECTORIES, TMP_DIR, new_uuid
 from zarrbuf.mapping import map_file
-from zarrbuf.storage import Outcome, Range, Storage, checked_name, short_object
+from zarrbuf.storage import TMP_DIR, Outcome, Range, Storage, checked_name, short_object
+from zarrbuf.uuids import new_uuid
 
 _TRIES: Final = 5
 
@@ -153,8 +153,10 @@ class LocalStorage(Storage):
         except OSError as exc:
             self._raise(exc, "delete", name)
 
-    def delete_empty_directories(self, *, keep_root: bool) -> None:  # noqa: D102
-        for top in DIRECTORIES:
+    def delete_empty_directories(  # noqa: D102
+        self, directories: Sequence[str], *, keep_root: bool
+    ) -> None:
+        for top in directories:
             for directory, _, _ in os.walk(self.root / top, topdown=False):
                 with suppress(OSError):  # not empty: that is what rmdir is for here
                     os.rmdir(directory)

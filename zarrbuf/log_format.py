@@ -17,10 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrbuf.errors import FormatError
-from zarrbuf.format import (
-    SEGMENT_PATH,
-    TRAJECTORY_PATH,
-)
+from zarrbuf.layout import SEGMENT_PATH, TRAJECTORY_PATH
 from zarrbuf.metadata import check_spec, encode_json, parse_json
 from zarrbuf.rows import MAX_SEGMENT_ROWS
 

@@ -15,7 +15,8 @@ import numpy as np
 from zarrbuf.checkpoints import newer_checkpoint, read_segment
 from zarrbuf.commits import CommitLog
 from zarrbuf.errors import FormatError, NotFoundError, UnsupportedVersionError
-from zarrbuf.format import COMMIT_NAME, MANIFEST_DIR, Schema, commit_path
+from zarrbuf.format import Schema
+from zarrbuf.layout import COMMIT_NAME, MANIFEST_DIR, commit_path
 from zarrbuf.log_format import Commit, SegmentRef, parse_lone_commit
 from zarrbuf.manifest import Snapshot, parse_schemas
 from zarrbuf.rows import Row, Rows, parse_add

@@ -17,13 +17,15 @@ import numpy as np
 from zarrbuf.checkpoints import read_segment, write_segments
 from zarrbuf.commits import CommitLog
 from zarrbuf.errors import FormatError, StorageError
-from zarrbuf.format import CHECKPOINT_DIR, CHECKPOINT_NAME, Schema, new_uuid
+from zarrbuf.format import Schema
+from zarrbuf.layout import CHECKPOINT_DIR, CHECKPOINT_NAME
 from zarrbuf.log_format import Action, SegmentRef
 from zarrbuf.log_remains import Remains, without
 from zarrbuf.log_store import listing_actions
 from zarrbuf.manifest import Snapshot, schema_json
 from zarrbuf.rows import Rows
 from zarrbuf.storage import Outcome, Storage
+from zarrbuf.uuids import new_uuid
 
 ASIDE_DIR: Final = "damaged"
 """Where commits and checkpoints are put that are in the way."""

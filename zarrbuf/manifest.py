@@ -15,10 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrbuf.errors import FormatError
-from zarrbuf.format import (
-    FieldSpec,
-    parse_schema,
-)
+from zarrbuf.format import FieldSpec, parse_schema
 from zarrbuf.log_format import Action, Commit, SegmentRef, sha256_hex
 from zarrbuf.metadata import encode_json
 from zarrbuf.rows import IntArray, Rows, parse_add

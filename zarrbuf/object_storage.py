@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final, NoReturn
 
 from zarrbuf.errors import NotFoundError, StorageError, StorageRefusedError
-from zarrbuf.format import TMP_DIR, new_uuid
 from zarrbuf.object_client import ObjectClient, Request
 from zarrbuf.object_faults import Fault, RequestError
-from zarrbuf.storage import Outcome, Range, Storage, checked_name, short_object
+from zarrbuf.storage import TMP_DIR, Outcome, Range, Storage, checked_name, short_object
+from zarrbuf.uuids import new_uuid
 
 _COMMIT_METHODS: Final = {"s3": "if-none-match", "gs": "generation", "memory": "lock"}
 _SHORT_TRIES: Final = 3

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from zarrbuf.errors import InvalidInputError, NotFoundError
-from zarrbuf.format import ROOT_NAME
+from zarrbuf.layout import ROOT_NAME
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.locations import Location, open_storage
 from zarrbuf.log_store import LogStore

@@ -20,13 +20,13 @@ from zarrbuf.errors import (
     StorageError,
     ZarrbufError,
 )
-from zarrbuf.format import new_uuid
 from zarrbuf.locations import StorageOptions
 from zarrbuf.log_format import Action
 from zarrbuf.log_store import LogStore
 from zarrbuf.manifest import Snapshot
 from zarrbuf.rows import Rows
 from zarrbuf.sources import open_log_store
+from zarrbuf.uuids import new_uuid
 
 
 class Chosen(Protocol):

@@ -15,13 +15,7 @@ import numpy as np
 
 from zarrbuf.cache import LruCache
 from zarrbuf.fetching import FetchCost, fetch
-from zarrbuf.format import (
-    AnyArray,
-    BatchField,
-    batch_fields,
-    decode_key,
-    step_rows,
-)
+from zarrbuf.format import AnyArray, BatchField, batch_fields, decode_key, step_rows
 from zarrbuf.pictures import SHOWN_AS_STORED, ValueRange, image_size, is_image
 from zarrbuf.rows import IntArray, Row
 from zarrbuf.trajectory import to_tensor

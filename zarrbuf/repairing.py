@@ -18,8 +18,9 @@ from zarrbuf.checkpoints import damaged_checkpoints
 from zarrbuf.commits import CommitLog
 from zarrbuf.errors import NotFoundError
 from zarrbuf.folder_rescue import needs_writing, rescue_folder, write_rescued
-from zarrbuf.format import ROOT_NAME, Schema, commit_path
+from zarrbuf.format import Schema
 from zarrbuf.jobs import Progress
+from zarrbuf.layout import ROOT_NAME, commit_path
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.locations import Location, StorageOptions, open_storage
 from zarrbuf.log_remains import Remains, read_remains

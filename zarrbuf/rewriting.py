@@ -17,7 +17,6 @@ from zarrbuf.conversion import Conversion, Converter
 from zarrbuf.curation import read_archive
 from zarrbuf.destinations import Created, check_outside
 from zarrbuf.errors import ConflictError, InvalidInputError
-from zarrbuf.format import TMP_DIR
 from zarrbuf.jobs import Progress, run_jobs
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.locations import Location, StorageOptions, open_storage
@@ -28,6 +27,7 @@ from zarrbuf.metadata import check_codec
 from zarrbuf.opening import open_store
 from zarrbuf.rows import Rows
 from zarrbuf.sources import location_of, open_log_store
+from zarrbuf.storage import TMP_DIR
 from zarrbuf.stores import known_name
 from zarrbuf.workers import default_num_threads
 

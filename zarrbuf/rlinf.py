@@ -19,7 +19,7 @@ from zarrbuf.errors import (
     NotFoundError,
     StorageError,
 )
-from zarrbuf.format import Schema, trajectory_name
+from zarrbuf.format import Schema
 from zarrbuf.rlinf_files import (
     encode_trajectory_file,
     read_trajectory_file,
@@ -34,6 +34,7 @@ from zarrbuf.rlinf_index import (
     is_rlinf_folder,
     list_files,
     read_index,
+    trajectory_name,
 )
 from zarrbuf.rows import Row, Rows
 from zarrbuf.stores import NewTrajectory, TrajectoryStore

@@ -20,10 +20,11 @@ from typing import Any, Final
 import torch
 
 from zarrbuf.errors import FormatError, NotFoundError, StorageError
-from zarrbuf.format import DICT_FIELDS, TENSOR_FIELDS, new_uuid
+from zarrbuf.format import DICT_FIELDS, TENSOR_FIELDS
 from zarrbuf.rlinf_index import FileFormat
 from zarrbuf.trajectory import Trajectory
 from zarrbuf.unpickle import parse_pickle
+from zarrbuf.uuids import new_uuid
 
 _SPARE_BYTES: Final = 64 << 20
 

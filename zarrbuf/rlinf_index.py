@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from zarrbuf.errors import FormatError, InvalidInputError, NotFoundError, StorageError
-from zarrbuf.format import is_weights_id, trajectory_name
+from zarrbuf.format import is_weights_id
 from zarrbuf.metadata import parse_json
 from zarrbuf.rows import MAX_SAMPLES, UNKNOWN_SCHEMA, Row
 
@@ -49,6 +49,11 @@ class RlinfIndex:
     rows: list[Row] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
     generator: str | None = None
+
+
+def trajectory_name(trajectory_id: int, model_weights_id: str, suffix: str) -> str:
+    """Return the name a person knows a trajectory by."""
+    return f"trajectory_{trajectory_id}_{model_weights_id}.{suffix}"
 
 
 def is_rlinf_folder(path: str | os.PathLike[str]) -> bool:

@@ -13,9 +13,10 @@ from zarrbuf.errors import (
     StorageError,
     UnsupportedVersionError,
 )
-from zarrbuf.format import ROOT_NAME, new_uuid
+from zarrbuf.layout import ROOT_NAME
 from zarrbuf.metadata import check_spec, encode_json, parse_json
 from zarrbuf.storage import Outcome, Storage
+from zarrbuf.uuids import new_uuid
 
 _COMMIT_METHODS: Final = ("link", "if-none-match", "generation", "lock", "single")
 

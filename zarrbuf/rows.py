@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrbuf.errors import FormatError
-from zarrbuf.format import is_weights_id, trajectory_path
+from zarrbuf.format import is_weights_id
+from zarrbuf.layout import trajectory_path
 from zarrbuf.metadata import encode_json
 from zarrbuf.texts import TextColumn
 

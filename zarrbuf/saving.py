@@ -15,7 +15,7 @@ import numpy as np
 
 from zarrbuf.chunks import crc32c
 from zarrbuf.errors import InvalidInputError, StorageError
-from zarrbuf.format import Schema, trajectory_name
+from zarrbuf.format import Schema
 from zarrbuf.log_format import Action
 from zarrbuf.log_store import LogStore, listing_actions
 from zarrbuf.manifest import Snapshot, schema_id
@@ -32,7 +32,7 @@ from zarrbuf.rlinf_files import (
     publish_files,
     stage_file,
 )
-from zarrbuf.rlinf_index import FileFormat
+from zarrbuf.rlinf_index import FileFormat, trajectory_name
 from zarrbuf.rows import Row, Rows
 from zarrbuf.storage import Outcome, Storage
 from zarrbuf.stores import TrajectoryStore

@@ -10,10 +10,13 @@ from __future__ import annotations
 import abc
 import enum
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 from zarrbuf.disk_cache import DiskCache
 from zarrbuf.errors import FormatError, InvalidInputError, NotFoundError, StorageError
+
+TMP_DIR: Final = "tmp"
+"""Where storages keep what is not finished, and what is only tried."""
 
 
 class Range(NamedTuple):
@@ -147,8 +150,10 @@ class Storage(abc.ABC):
             StorageError: if the storage takes a name twice.
         """
 
-    def delete_empty_directories(self, *, keep_root: bool) -> None:  # noqa: B027
-        """Delete directories of a buffer that hold no object, perhaps the root too."""
+    def delete_empty_directories(  # noqa: B027
+        self, directories: Sequence[str], *, keep_root: bool
+    ) -> None:
+        """Delete some directories where no object lies below, perhaps the root too."""
 
     def read_existing(self, names: Sequence[str]) -> list[bytes | None]:
         """Return the bytes of each object, None for those that are not there."""

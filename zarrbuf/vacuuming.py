@@ -16,8 +16,8 @@ import numpy as np
 
 from zarrbuf.commits import open_log
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.format import TRAJECTORY_DIR, TRAJECTORY_PATH, new_uuid, trajectory_path
 from zarrbuf.jobs import Progress, run_jobs
+from zarrbuf.layout import TRAJECTORY_DIR, TRAJECTORY_PATH, trajectory_path
 from zarrbuf.locations import StorageOptions
 from zarrbuf.log_format import Action
 from zarrbuf.log_store import LogStore
@@ -25,6 +25,7 @@ from zarrbuf.manifest import Snapshot
 from zarrbuf.rows import Rows
 from zarrbuf.sources import open_log_store
 from zarrbuf.storage import Storage
+from zarrbuf.uuids import new_uuid
 
 GRACE_S: Final = 24 * 3600.0
 """Seconds that an archive is kept after the last list that had it was the newest."""

@@ -24,13 +24,8 @@ from zarrbuf.errors import (
     UntrustedBaseError,
     ZarrbufError,
 )
-from zarrbuf.format import (
-    ROOT_NAME,
-    TRAJECTORY_DIR,
-    TRAJECTORY_PATH,
-    Schema,
-    trajectory_path,
-)
+from zarrbuf.format import Schema
+from zarrbuf.layout import ROOT_NAME, TRAJECTORY_DIR, TRAJECTORY_PATH, trajectory_path
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.locations import Location, StorageOptions, open_storage
 from zarrbuf.log_rescue import open_plans
