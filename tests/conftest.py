@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from s3 import GCS, S3, serving_gcs, serving_s3
+from support.s3 import GCS, S3, serving_gcs, serving_s3
 
 os.environ["MPLBACKEND"] = "agg"  # no window opens, whatever display there is
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

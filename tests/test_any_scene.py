@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from remote import save
+from support.remote import save
 
 from zarrbuf import Trajectory
 from zarrbuf.navigation import Place

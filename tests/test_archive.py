@@ -12,7 +12,9 @@ import pytest
 import tensorstore
 import torch
 import zarr
-from helpers import (
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.trajectories import (
     UUID,
     contents_of,
     make_trajectory,
@@ -21,8 +23,6 @@ from helpers import (
     stored,
     trajectories,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import FormatError

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import UUID, contents_of, rezip, small_archive
+from support.trajectories import UUID, contents_of, rezip, small_archive
 
 from zarrbuf.archive import Archive, FieldArray, encode_archive
 from zarrbuf.errors import FormatError, UnsupportedVersionError

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from curation import contents, make
 from hypothesis import given
 from hypothesis import strategies as st
-from remote import loaded
+from support.numbered import contents, make
+from support.remote import loaded
 
 from zarrbuf import list_buffer, verify
 from zarrbuf.base_urls import base_url, check_trusted, place_of, resolve_base

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from batches import assert_same_batch, draw, generator, leaves
-from helpers import (
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.batches import assert_same_batch, draw, generator, leaves
+from support.trajectories import (
     DTYPES,
     assert_same_value,
     make_trajectory,
@@ -19,8 +21,6 @@ from helpers import (
     stored,
     trajectories,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.batches import arrays_of, as_batch, new_arrays

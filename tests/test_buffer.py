@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from batches import (
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.batches import (
     assert_same_batch,
     draw,
     flatten,
@@ -18,9 +20,7 @@ from batches import (
     leaves,
     num_samples,
 )
-from helpers import assert_same_trajectory, make_trajectory, trajectories
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from support.trajectories import assert_same_trajectory, make_trajectory, trajectories
 
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.errors import (

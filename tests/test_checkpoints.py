@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import helpers
 import pytest
-from helpers import MemoryStorage
+import support.trajectories
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.trajectories import MemoryStorage
 
 from zarrbuf import checkpoints, commits
 from zarrbuf.archive import Archive
@@ -76,7 +76,7 @@ class CountingStorage(MemoryStorage):
 
 
 def make_row(trajectory_id: int) -> Row:
-    return helpers.make_row(
+    return support.trajectories.make_row(
         trajectory_id,
         model_weights_id=f"w{trajectory_id}",
         num_steps=trajectory_id % 5 + 1,

@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batches import leaves
 from click.testing import CliRunner, Result
+from support.batches import leaves
+from support.paths import DATA, ROOT
 
 import zarrbuf
 from zarrbuf import TrajectoryReplayBuffer, cli
 from zarrbuf.layout import trajectory_path
 
-DATA = Path(__file__).parent / "data"
 FOLDER = DATA / "rlinf_ragged_pt"
-ROOT = Path(__file__).parent.parent
 
 
 def run(*arguments: str | Path, check: int = 0) -> Result:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from remote import Asked, memory_url, save
-from viewed import archive_of, colours, recorded, save_recorded
+from support.remote import Asked, memory_url, save
+from support.viewed import archive_of, colours, recorded, save_recorded
 
 import zarrbuf
 from zarrbuf import Trajectory, export_clip

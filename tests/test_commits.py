@@ -17,11 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import helpers
 import pytest
-from helpers import MemoryStorage
+import support.trajectories
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.trajectories import MemoryStorage
 
 from zarrbuf import commits
 from zarrbuf.commits import (
@@ -56,7 +56,9 @@ PROCESSES = multiprocessing.get_context("fork")
 
 
 def make_row(trajectory_id: int, name: str = "w") -> Row:
-    return helpers.make_row(trajectory_id, model_weights_id=name, schema=SCHEMA_ID)
+    return support.trajectories.make_row(
+        trajectory_id, model_weights_id=name, schema=SCHEMA_ID
+    )
 
 
 def start(storage: Storage) -> CommitLog:

@@ -16,10 +16,11 @@ import pytest
 import torch
 import zarr
 from click.testing import CliRunner
-from curation import contents, files_below, make
-from helpers import assert_same_trajectory, make_trajectory
-from remote import loaded, save
-from s3 import S3
+from support.numbered import contents, files_below, make
+from support.paths import DATA
+from support.remote import loaded, save
+from support.s3 import S3
+from support.trajectories import assert_same_trajectory, make_trajectory
 
 import zarrbuf
 from zarrbuf import Trajectory, cli, conversion, convert, export, recompress, rewriting
@@ -29,7 +30,6 @@ from zarrbuf.jobs import run_jobs
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.trajectory_archive import TrajectoryArchive
 
-DATA = Path(__file__).parent / "data"
 FOLDERS = ("rlinf_pt/rank_0", "rlinf_pkl", "rlinf_ragged_pt")
 
 

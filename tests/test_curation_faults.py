@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from curation import contents, files_below, make, numbered
-from helpers import make_row
+from support.numbered import contents, files_below, make, numbered
+from support.paths import DATA
+from support.trajectories import make_row
 
 import zarrbuf
 from zarrbuf import (
@@ -47,7 +48,7 @@ from zarrbuf.selection import parse_ids
 from zarrbuf.texts import TextColumn
 from zarrbuf.uuids import new_uuid
 
-FOLDER = Path(__file__).parent / "data" / "rlinf_pt" / "rank_0"
+FOLDER = DATA / "rlinf_pt" / "rank_0"
 
 
 def pins(path: Any) -> list[Any]:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from curation import numbered
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -25,6 +24,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from support.numbered import numbered
 
 from zarrbuf import merge, prune, remove, split, vacuum, vacuuming
 from zarrbuf.encoding import encode_trajectory

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import assert_same_trajectory, make_trajectory
+from support.paths import DATA, TESTS
+from support.trajectories import assert_same_trajectory, make_trajectory
 
 from zarrbuf import TrajectoryReplayBuffer, convert, list_buffer, verify
 from zarrbuf.commits import CommitLog
@@ -21,7 +22,6 @@ from zarrbuf.errors import FormatError, NotFoundError, StorageError, ZarrbufErro
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.storage import Outcome
 
-DATA = Path(__file__).parent / "data"
 COUNT = 3
 
 
@@ -155,7 +155,7 @@ def test_a_flipped_byte_of_a_tensor_in_a_pt_file_is_found(tmp_path: Path) -> Non
 ON_A_SMALL_DISK = """
 import subprocess, sys, zarrbuf
 from pathlib import Path
-from helpers import make_trajectory
+from support.trajectories import make_trajectory
 from zarrbuf.errors import StorageError
 disk = Path(sys.argv[1])
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", disk], check=True)
@@ -207,7 +207,7 @@ def test_a_full_disk_loses_nothing_and_leaves_nothing_behind(tmp_path: Path) -> 
         ],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parent,
+        cwd=TESTS,
     )
     if "unshare failed" in done.stderr:
         pytest.skip("this system allows no mount namespaces")

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 import torch
-from batches import assert_same_batch, leaves
-from helpers import make_trajectory
+from support.batches import assert_same_batch, leaves
+from support.trajectories import make_trajectory
 from torch.utils.data import DataLoader, IterableDataset
 
 from zarrbuf import (

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from batches import assert_same_batch, draw, generator
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from remote import Asked, loaded, memory_url, save, with_cameras
+from support.batches import assert_same_batch, draw, generator
+from support.remote import Asked, loaded, memory_url, save, with_cameras
 
 from zarrbuf import TrajectoryReplayBuffer
 from zarrbuf.disk_cache import DiskCache

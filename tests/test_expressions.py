@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from helpers import make_row
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.trajectories import make_row
 
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.expressions import select_where

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from batches import assert_same_batch, draw, generator
-from helpers import make_trajectory
+from support.batches import assert_same_batch, draw, generator
+from support.trajectories import make_trajectory
 
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.errors import FormatError

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from curation import files_below, numbered
-from remote import loaded, memory_url
+from support.numbered import files_below, numbered
+from support.paths import DATA
+from support.remote import loaded, memory_url
 
 import zarrbuf
 from toolkits.replay_buffer.merge_or_split_replay_buffer import command, find_sources
@@ -19,7 +20,7 @@ from zarrbuf import TrajectoryReplayBuffer, convert, merge, split
 from zarrbuf.errors import InvalidInputError, NotFoundError
 from zarrbuf.local_storage import LocalStorage
 
-RANKS = Path(__file__).parent / "data" / "rlinf_pt"
+RANKS = DATA / "rlinf_pt"
 
 
 @pytest.fixture

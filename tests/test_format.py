@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import ODD_KEYS
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from support.trajectories import ODD_KEYS
 
 from zarrbuf import layout
 from zarrbuf.errors import FormatError, InvalidInputError

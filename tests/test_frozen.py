@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from batches import leaves
-from helpers import stored
+from support.batches import leaves
+from support.paths import FIXTURES
+from support.trajectories import stored
 
 from zarrbuf import TrajectoryReplayBuffer, list_buffer, verify
 
-FIXTURES = Path(__file__).parent / "fixtures"
 CASES = sorted(path.relative_to(FIXTURES) for path in FIXTURES.glob("v*/*.json"))
 
 

@@ -7,8 +7,8 @@ looks after that. So these show what we ask for, and how we take the answers.
 from __future__ import annotations
 
 import pytest
-from remote import loaded, save, with_cameras
-from s3 import GCS
+from support.remote import loaded, save, with_cameras
+from support.s3 import GCS
 
 from zarrbuf.errors import NotFoundError, StorageError, StorageRefusedError
 from zarrbuf.storage import Outcome, Range

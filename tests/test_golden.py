@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batches import assert_golden
-from helpers import assert_same_trajectory
+from support.batches import assert_golden
+from support.paths import DATA
+from support.trajectories import assert_same_trajectory
 
 from zarrbuf import TrajectoryReplayBuffer, convert
 from zarrbuf.opening import open_store
 
-DATA = Path(__file__).parent / "data"
 FOLDERS = {
     "rlinf_pt/rank_0": "rlinf_pt/rank_0.golden.json",
     "rlinf_pkl": "rlinf_pkl.golden.json",

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batches import assert_same_batch, draw, generator
-from remote import loaded, save, with_cameras
+from support.batches import assert_same_batch, draw, generator
+from support.remote import loaded, save, with_cameras
 
 from zarrbuf import TrajectoryReplayBuffer, list_buffer, verify
 from zarrbuf.errors import NotFoundError, StorageError

@@ -9,9 +9,9 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import helpers
 import numpy as np
 import pytest
+import support.trajectories
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,7 +58,9 @@ JSON_OBJECTS = st.dictionaries(
 
 
 def make_row(trajectory_id: int, **changes: Any) -> Row:
-    return helpers.make_row(trajectory_id, **{"schema": SCHEMA_ID, **changes})
+    return support.trajectories.make_row(
+        trajectory_id, **{"schema": SCHEMA_ID, **changes}
+    )
 
 
 def make_commit(actions: Sequence[Action], version: int = 1, **changes: Any) -> Commit:

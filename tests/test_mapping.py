@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from batches import assert_same_batch, draw, generator
-from helpers import make_trajectory
 from hypothesis import given
 from hypothesis import strategies as st
+from support.batches import assert_same_batch, draw, generator
+from support.trajectories import make_trajectory
 
 from zarrbuf import TrajectoryReplayBuffer, mapping
 from zarrbuf.local_storage import LocalStorage

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from curation import contents, files_below, make, numbered
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from remote import loaded, memory_url, save
-from s3 import S3
+from support.numbered import contents, files_below, make, numbered
+from support.remote import loaded, memory_url, save
+from support.s3 import S3
 
 import zarrbuf
 from zarrbuf import TrajectoryReplayBuffer, curation

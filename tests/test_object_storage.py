@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from s3 import S3
+from support.s3 import S3
 
 from zarrbuf.commits import open_log
 from zarrbuf.errors import (

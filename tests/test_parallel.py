@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from batches import leaves
-from helpers import assert_same_value, make_trajectory
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numcodecs import blosc
+from support.batches import leaves
+from support.trajectories import assert_same_value, make_trajectory
 
 from zarrbuf import TrajectoryReplayBuffer, chunks, parallel
 from zarrbuf.chunks import ChunkReads, IntArray, Shard, crc32c, encode_chunk

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from remote import Asked, memory_url, save
-from viewed import archive_of, recorded, save_recorded
+from support.paths import DATA
+from support.remote import Asked, memory_url, save
+from support.viewed import archive_of, recorded, save_recorded
 
 import zarrbuf
 from zarrbuf import Trajectory
@@ -28,7 +29,7 @@ from zarrbuf.recording import Recording
 from zarrbuf.scenes import SceneReader, Wish
 from zarrbuf.viewing import Viewing
 
-FOLDER = Path(__file__).parent / "data" / "rlinf_pt" / "rank_0"
+FOLDER = DATA / "rlinf_pt" / "rank_0"
 
 
 def test_single_samples_and_series_are_what_was_stored(tmp_path: Path) -> None:

@@ -9,15 +9,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from batches import assert_same_batch, draw, generator
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from remote import Asked, loaded, memory_url, save, with_cameras
-from s3 import S3
+from support.batches import assert_same_batch, draw, generator
+from support.paths import TESTS
+from support.remote import Asked, loaded, memory_url, save, with_cameras
+from support.s3 import S3
 
 from zarrbuf import TrajectoryReplayBuffer
 from zarrbuf.background import BackgroundThread, EndingError, Repeater, UnderWay
@@ -377,13 +377,13 @@ def test_a_program_that_leaves_while_requests_are_under_way_ends_well(
     s3.plan(latency_s=0.05)
     program = (
         "import json, sys\n"
-        "from remote import loaded\n"
+        "from support.remote import loaded\n"
         "buffer = loaded(sys.argv[1], json.loads(sys.argv[2]), prefetch_batches=2)\n"
         "buffer.sample(6)\n"
         "buffer.sample(6)\n"
     )
     words = [sys.executable, "-c", program, s3.url(), json.dumps(s3.options(client))]
     found = subprocess.run(
-        words, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=120
+        words, cwd=TESTS, capture_output=True, text=True, timeout=120
     )
     assert (found.returncode, found.stderr) == (0, "")

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from curation import contents, files_below, make, numbered
-from remote import loaded, memory_url
-from s3 import S3
+from support.numbered import contents, files_below, make, numbered
+from support.remote import loaded, memory_url
+from support.s3 import S3
 
 import zarrbuf
 from zarrbuf import TrajectoryReplayBuffer, prune, remove

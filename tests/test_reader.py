@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 import torch
-from batches import leaves
-from helpers import make_trajectory, stored
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.batches import leaves
+from support.trajectories import make_trajectory, stored
 
 from zarrbuf.batches import as_batch, new_arrays
 from zarrbuf.encoding import encode_trajectory

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from batches import assert_same_batch, draw, generator, leaves
-from helpers import assert_same_trajectory, make_trajectory
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from remote import Asked, loaded, memory_url, save, with_cameras
-from s3 import S3
+from support.batches import assert_same_batch, draw, generator, leaves
+from support.remote import Asked, loaded, memory_url, save, with_cameras
+from support.s3 import S3
+from support.trajectories import assert_same_trajectory, make_trajectory
 
 from zarrbuf import Trajectory, TrajectoryReplayBuffer, convert, list_buffer, verify
 from zarrbuf.errors import FormatError, NotFoundError

@@ -9,7 +9,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from s3 import S3
+from support.s3 import S3
 
 from zarrbuf.commits import list_versions, open_log, open_or_create_log
 from zarrbuf.format import FieldSpec
@@ -18,7 +18,7 @@ from zarrbuf.manifest import schema_id
 FIELDS = {"rewards": FieldSpec("float32", (1,), "step")}
 WRITER = """
 import json, sys
-from helpers import make_row
+from support.trajectories import make_row
 from zarrbuf.commits import open_log
 from zarrbuf.errors import ZarrbufError
 from zarrbuf.locations import open_storage

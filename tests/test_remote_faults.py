@@ -15,9 +15,9 @@ from typing import Any
 import fsspec.asyn
 import pytest
 import torch
-from batches import assert_same_batch, draw, generator
-from remote import Asked, loaded, memory_url, save, with_cameras
-from s3 import S3
+from support.batches import assert_same_batch, draw, generator
+from support.remote import Asked, loaded, memory_url, save, with_cameras
+from support.s3 import S3
 
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.errors import InvalidInputError, StorageError
@@ -124,7 +124,7 @@ def test_states_alone_are_kept_within_the_bound_and_fetched_ahead(
 
 END = """
 import sys, time, json
-from remote import with_cameras
+from support.remote import with_cameras
 from zarrbuf import TrajectoryReplayBuffer
 url, options = json.loads(sys.argv[1])
 buffer = TrajectoryReplayBuffer(

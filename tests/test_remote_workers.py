@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from remote import loaded, memory_url, save, with_cameras
-from s3 import S3
+from support.remote import loaded, memory_url, save, with_cameras
+from support.s3 import S3
 from torch.utils.data import DataLoader, IterableDataset
 
 from zarrbuf import TrajectoryReplayBuffer

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from curation import contents, files_below, make, numbered
-from remote import loaded, memory_url
-from s3 import S3
+from support.numbered import contents, files_below, make, numbered
+from support.paths import DATA
+from support.remote import loaded, memory_url
+from support.s3 import S3
 
 import zarrbuf
 from zarrbuf import TrajectoryReplayBuffer, cli, repair, verify
@@ -26,7 +27,7 @@ from zarrbuf.locations import open_storage
 from zarrbuf.log_format import seal, unseal
 from zarrbuf.log_store import LogStore
 
-FOLDER = Path(__file__).parent / "data" / "rlinf_pt" / "rank_0"
+FOLDER = DATA / "rlinf_pt" / "rank_0"
 
 
 def flip(path: Path, at: int = -40) -> None:

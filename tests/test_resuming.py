@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from batches import assert_same_batch, draw, generator
+from support.batches import assert_same_batch, draw, generator
 
 from zarrbuf import Trajectory, TrajectoryReplayBuffer, list_buffer, verify
 from zarrbuf.errors import InvalidInputError, StorageError

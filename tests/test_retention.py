@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from curation import contents, numbered
-from remote import loaded
+from support.numbered import contents, numbered
+from support.remote import loaded
 
 import zarrbuf
 from zarrbuf import TrajectoryReplayBuffer, retention, vacuuming

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import assert_same_trajectory, make_trajectory
+from support.paths import DATA
+from support.trajectories import assert_same_trajectory, make_trajectory
 
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.errors import FormatError, InvalidInputError, NotFoundError, StorageError
@@ -24,8 +25,6 @@ from zarrbuf.rlinf_files import (
     replace_file,
 )
 from zarrbuf.rlinf_index import read_index
-
-DATA = Path(__file__).parent / "data"
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from batches import assert_same_batch, draw, generator, leaves
-from helpers import assert_same_trajectory, make_trajectory
+from support.batches import assert_same_batch, draw, generator, leaves
+from support.trajectories import assert_same_trajectory, make_trajectory
 
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.errors import InvalidInputError, StorageError

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batches import assert_same_batch, draw, generator, leaves
-from helpers import assert_same_trajectory, make_trajectory
+from support.batches import assert_same_batch, draw, generator, leaves
+from support.trajectories import assert_same_trajectory, make_trajectory
 
 from zarrbuf import Trajectory, TrajectoryReplayBuffer, list_buffer, verify
 from zarrbuf.errors import InvalidInputError, StorageError

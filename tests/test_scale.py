@@ -13,10 +13,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import helpers
 import numpy as np
 import pytest
-from helpers import MemoryStorage, make_trajectory
+import support.trajectories
+from support.trajectories import MemoryStorage, make_trajectory
 
 from zarrbuf import TrajectoryReplayBuffer
 from zarrbuf import memory_store as memory_store_module
@@ -44,7 +44,7 @@ SCHEMA_ID = schema_id(FIELDS)
 
 
 def make_row(trajectory_id: int) -> Row:
-    return helpers.make_row(trajectory_id, schema=SCHEMA_ID)
+    return support.trajectories.make_row(trajectory_id, schema=SCHEMA_ID)
 
 
 def make_rows(count: int) -> Rows:

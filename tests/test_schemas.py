@@ -6,15 +6,15 @@ import copy
 import json
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-import helpers
 import jsonschema
 import numpy as np
 import pytest
+import support.trajectories
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.paths import ROOT
 
 from zarrbuf import commits
 from zarrbuf.archive import Archive, FieldArray, encode_archive
@@ -33,7 +33,7 @@ from zarrbuf.storage import Storage
 from zarrbuf.table import RowTable
 from zarrbuf.trajectory_archive import TrajectoryArchive, TrajectoryHeader
 
-SCHEMAS = Path(__file__).parent.parent / "schemas"
+SCHEMAS = ROOT / "schemas"
 FIELDS = {
     "obs/main_images": FieldSpec("uint8", (4, 4, 3), "step"),
     "rewards": FieldSpec("bfloat16", (1,), "step"),
@@ -69,7 +69,9 @@ def validator(name: str, definition: str = "") -> jsonschema.Draft202012Validato
 
 def make_row(trajectory_id: int, **changes: Any) -> Row:
     large = {"model_weights_id": "0f3c_7", "size": 1234, "crc": 2**32 - 1}
-    return helpers.make_row(trajectory_id, schema=SCHEMA_ID, **{**large, **changes})
+    return support.trajectories.make_row(
+        trajectory_id, schema=SCHEMA_ID, **{**large, **changes}
+    )
 
 
 # --------------------------------------------------------------------- mutations

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from batches import assert_same_batch, draw
-from helpers import make_trajectory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.batches import assert_same_batch, draw
+from support.trajectories import make_trajectory
 
 import zarrbuf.small_fields
 from zarrbuf import Trajectory, TrajectoryReplayBuffer

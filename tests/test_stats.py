@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from batches import generator
-from helpers import UUID, make_trajectory
+from support.batches import generator
+from support.trajectories import UUID, make_trajectory
 
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.encoding import encode_trajectory

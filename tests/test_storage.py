@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import MemoryStorage
-from s3 import GCS, S3
+from support.s3 import GCS, S3
+from support.trajectories import MemoryStorage
 
 from zarrbuf import local_storage as storage_module
 from zarrbuf.errors import InvalidInputError, NotFoundError, StorageError

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import make_trajectory
-from remote import save
+from support.remote import save
+from support.trajectories import make_trajectory
 
 import zarrbuf
 from zarrbuf import Trajectory

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import helpers
 import numpy as np
 import pytest
+import support.trajectories
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +20,7 @@ WORDS = st.sampled_from(["", "a", "b", "ab", "w" * 36, "ä", "x\0", "x"])
 
 
 def make_row(trajectory_id: int, *, schema: int = 1, num_steps: int = 2) -> Row:
-    return helpers.make_row(
+    return support.trajectories.make_row(
         trajectory_id,
         model_weights_id=f"w{trajectory_id // 3}",
         num_steps=num_steps,

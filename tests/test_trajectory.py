@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import (
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.trajectories import (
     DTYPES,
     LAYOUTS,
     UUID,
@@ -22,8 +24,6 @@ from helpers import (
     stored,
     trajectories,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from zarrbuf.chunks import crc32c
 from zarrbuf.encoding import EncodedTrajectory, encode_trajectory

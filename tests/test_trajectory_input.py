@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from helpers import UUID, assert_same_trajectory, contents_of
+from support.trajectories import UUID, assert_same_trajectory, contents_of
 
 from zarrbuf.encoding import EncodedTrajectory, encode_trajectory
 from zarrbuf.errors import InvalidInputError

@@ -20,12 +20,13 @@ from attacks import pickle_parts as parts
 from attacks.pickles import ATTACKS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.paths import DATA
 
 from zarrbuf.errors import FormatError
 from zarrbuf.pickle_machine import PickleLimits
 from zarrbuf.unpickle import _TABLE, parse_pickle
 
-DATA = Path(__file__).parent / "data" / "rlinf_pkl"
+PICKLES = DATA / "rlinf_pkl"
 PROTOCOLS = (2, 3, 4, 5)
 OLD_DTYPES = (
     torch.bool,
@@ -101,7 +102,7 @@ def assert_same(got: Any, wanted: Any) -> None:
 class TestRoundTrip:
     @pytest.mark.parametrize("trajectory_id", range(3))
     def test_files_of_rlinf(self, trajectory_id: int) -> None:
-        (path,) = DATA.glob(f"trajectory_{trajectory_id}_*.pkl")
+        (path,) = PICKLES.glob(f"trajectory_{trajectory_id}_*.pkl")
         data = path.read_bytes()
         wanted = pickle.loads(data)  # our own fixture, trusted
         assert len(wanted) == 14

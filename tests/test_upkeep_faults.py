@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from curation import contents, files_below, make, numbered
+from support.numbered import contents, files_below, make, numbered
+from support.paths import DATA
 
 import zarrbuf
 from zarrbuf import Trajectory, TrajectoryReplayBuffer, convert, repair, verify
@@ -27,7 +28,7 @@ from zarrbuf.local_storage import LocalStorage
 from zarrbuf.locations import open_storage
 from zarrbuf.rlinf_index import read_index
 
-FOLDER = Path(__file__).parent / "data" / "rlinf_pt" / "rank_0"
+FOLDER = DATA / "rlinf_pt" / "rank_0"
 
 
 class StoppedError(BaseException):

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from curation import contents, files_below, make
-from remote import loaded, memory_url
-from s3 import GCS, S3
+from support.numbered import contents, files_below, make
+from support.remote import loaded, memory_url
+from support.s3 import GCS, S3
 
 import zarrbuf
 from zarrbuf import merge, remove, unpin, vacuum, vacuuming

@@ -23,8 +23,8 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
-from remote import save
-from viewed import archive_of, colours, save_recorded
+from support.remote import save
+from support.viewed import archive_of, colours, save_recorded
 
 import zarrbuf
 from toolkits.replay_buffer import visualize, visualize_headless

@@ -14,8 +14,8 @@ import torch
 from matplotlib.backend_bases import KeyEvent, MouseEvent, NavigationToolbar2
 from matplotlib.figure import Figure
 from PIL import Image
-from remote import save
-from viewed import SIDE, archive_of, recorded, save_recorded
+from support.remote import save
+from support.viewed import SIDE, archive_of, recorded, save_recorded
 
 import zarrbuf
 from zarrbuf import Trajectory

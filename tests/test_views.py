@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, cast
 
-import helpers
 import numpy as np
 import pytest
+import support.trajectories
 import torch
-from helpers import make_trajectory
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.trajectories import make_trajectory
 
 from zarrbuf import TrajectoryReplayBuffer, views
 from zarrbuf.contents import Contents
@@ -30,7 +30,7 @@ READER = cast(BatchReader, None)
 
 
 def make_row(trajectory_id: int, num_steps: int = 2, num_envs: int = 3) -> Row:
-    return helpers.make_row(
+    return support.trajectories.make_row(
         trajectory_id,
         num_steps=num_steps,
         num_envs=num_envs,

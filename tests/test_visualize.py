@@ -13,8 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
-from remote import save
-from viewed import SIDE, archive_of, recorded, save_recorded
+from support.remote import save
+from support.viewed import SIDE, archive_of, recorded, save_recorded
 
 import zarrbuf
 from zarrbuf import Trajectory

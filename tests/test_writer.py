@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from helpers import make_trajectory
+from support.trajectories import make_trajectory
 
 from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import StorageError

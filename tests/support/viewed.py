@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from remote import save
+from support.remote import save
 
 import zarrbuf
 from zarrbuf import Trajectory

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from batches import generator
+from support.batches import generator
 
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.object_storage import ObjectStorage

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from remote import loaded, save
+from support.remote import loaded, save
 
 from zarrbuf import Trajectory
 

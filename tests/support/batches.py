@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from helpers import assert_same_value, stored
+from support.trajectories import assert_same_value, stored
 
 from zarrbuf.trajectory import Trajectory
 
