@@ -39,9 +39,9 @@ from benchmarks.options import BATCH_SIZE, Options, say
 from benchmarks.readers import Tensorstore, ZarrPython
 from benchmarks.timing import Drawn, Times, timed
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
+from zarrbuf.common.uuids import new_uuid
 from zarrbuf.encoding import EncodedTrajectory, encode_trajectory
 from zarrbuf.opening import open_store
-from zarrbuf.uuids import new_uuid
 
 WITH_OUT: Final = "zarrbuf, `out=`"
 HELD: Final = "zarrbuf, every batch held"

@@ -27,6 +27,8 @@ from benchmarks.data import DataSet
 from benchmarks.timing import page_faults, timed
 from zarrbuf import Trajectory, TrajectoryReplayBuffer, chunks, parallel
 from zarrbuf.chunks import ChunkReads, crc32c
+from zarrbuf.common.thread_pool import Workers
+from zarrbuf.common.uuids import new_uuid
 from zarrbuf.compiled import have_loops
 from zarrbuf.encoding import encode_trajectory
 from zarrbuf.local_storage import LocalStorage
@@ -36,8 +38,6 @@ from zarrbuf.sampling import ReadPlan, Window, plan_batch
 from zarrbuf.small_fields import sorted_fields
 from zarrbuf.stores import NewTrajectory
 from zarrbuf.trajectory_archive import TrajectoryArchive
-from zarrbuf.uuids import new_uuid
-from zarrbuf.workers import Workers
 
 THREADS = (1, 2, 4)
 STATS = ("plan_seconds", "read_seconds", "decode_seconds", "gather_seconds")

@@ -24,13 +24,13 @@ from support.trajectories import (
     trajectories,
 )
 
+from zarrbuf.common.thread_pool import Workers
 from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import FormatError
 from zarrbuf.format import AnyArray
 from zarrbuf.metadata import CODECS, CodecName
 from zarrbuf.trajectory import Trajectory
 from zarrbuf.trajectory_archive import TrajectoryArchive
-from zarrbuf.workers import Workers
 from zarrbuf.zipindex import parse_zip
 
 NAME = "folder/some.zarr.zip"

@@ -27,6 +27,7 @@ from zarrbuf.checkpoints import (
     write_segments,
 )
 from zarrbuf.commits import CommitLog, open_log, open_or_create_log
+from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import (
     FormatError,
     NotFoundError,
@@ -40,7 +41,6 @@ from zarrbuf.manifest import Snapshot, schema_id
 from zarrbuf.rows import Row, Rows
 from zarrbuf.segments import parse_segment
 from zarrbuf.storage import Outcome
-from zarrbuf.uuids import new_uuid
 
 INTERVAL = 4
 PER_LEVEL = 3

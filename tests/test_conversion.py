@@ -24,9 +24,9 @@ from support.trajectories import assert_same_trajectory, make_trajectory
 
 import zarrbuf
 from zarrbuf import Trajectory, cli, conversion, convert, export, recompress, rewriting
+from zarrbuf.common.jobs import run_jobs
 from zarrbuf.comparing import compare_trajectories
 from zarrbuf.errors import ConflictError, FormatError, InvalidInputError, StorageError
-from zarrbuf.jobs import run_jobs
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.trajectory_archive import TrajectoryArchive
 

@@ -30,6 +30,7 @@ from zarrbuf import (
     vacuuming,
 )
 from zarrbuf.commits import CommitLog, open_log
+from zarrbuf.common.uuids import new_uuid
 from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import (
     CommitUnknownError,
@@ -46,7 +47,6 @@ from zarrbuf.log_store import LogStore
 from zarrbuf.rows import Rows
 from zarrbuf.selection import parse_ids
 from zarrbuf.texts import TextColumn
-from zarrbuf.uuids import new_uuid
 
 FOLDER = DATA / "rlinf_pt" / "rank_0"
 

@@ -27,6 +27,7 @@ from hypothesis.stateful import (
 from support.numbered import numbered
 
 from zarrbuf import merge, prune, remove, split, vacuum, vacuuming
+from zarrbuf.common.uuids import new_uuid
 from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import NotFoundError
 from zarrbuf.local_storage import LocalStorage
@@ -34,7 +35,6 @@ from zarrbuf.locations import open_storage
 from zarrbuf.log_store import LogStore
 from zarrbuf.object_storage import ObjectStorage
 from zarrbuf.stores import NewTrajectory
-from zarrbuf.uuids import new_uuid
 
 CALLS = ("create", "delete", "put_all", "link_from", "read", "read_existing")
 Listed = list[int]

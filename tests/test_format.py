@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from support.trajectories import ODD_KEYS
 
 from zarrbuf import layout
+from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import FormatError, InvalidInputError
 from zarrbuf.format import (
     BIG_ROW_BYTES,
@@ -32,7 +33,6 @@ from zarrbuf.format import (
     step_rows,
 )
 from zarrbuf.rlinf_index import trajectory_name
-from zarrbuf.uuids import new_uuid
 
 SHAPES = st.lists(st.integers(0, 40), min_size=1, max_size=5).map(tuple)
 BIG_SHAPES = st.tuples(

@@ -23,11 +23,11 @@ from support.trajectories import assert_same_value, make_trajectory
 
 from zarrbuf import TrajectoryReplayBuffer, chunks, parallel
 from zarrbuf.chunks import ChunkReads, IntArray, Shard, crc32c, encode_chunk
+from zarrbuf.common.thread_pool import Workers
 from zarrbuf.compiled import have_loops
 from zarrbuf.errors import FormatError
 from zarrbuf.format import AnyArray
 from zarrbuf.metadata import CODECS, CodecName
-from zarrbuf.workers import Workers
 
 CODEC_NAMES = sorted(CODECS)
 COMPRESSED: list[CodecName] = ["lz4", "zstd"]

@@ -20,7 +20,7 @@ from support.remote import Asked, loaded, memory_url, save, with_cameras
 from support.s3 import S3
 
 from zarrbuf import TrajectoryReplayBuffer
-from zarrbuf.background import BackgroundThread, EndingError, Repeater, UnderWay
+from zarrbuf.common.background import BackgroundThread, EndingError, Repeater, UnderWay
 from zarrbuf.errors import FormatError, InvalidInputError, StorageError
 from zarrbuf.locations import open_storage
 from zarrbuf.log_store import LogStore

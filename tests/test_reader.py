@@ -13,6 +13,7 @@ from support.batches import leaves
 from support.trajectories import make_trajectory, stored
 
 from zarrbuf.batches import as_batch, new_arrays
+from zarrbuf.common.thread_pool import Workers
 from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import FormatError
 from zarrbuf.fetching import FetchCost
@@ -23,7 +24,6 @@ from zarrbuf.sampling import IntArray, Window, plan_batch
 from zarrbuf.small_fields import decode_small_fields, sorted_fields
 from zarrbuf.trajectory import Trajectory, flatten_trajectory
 from zarrbuf.trajectory_archive import TrajectoryArchive
-from zarrbuf.workers import Workers
 
 
 class Opened:

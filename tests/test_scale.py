@@ -22,6 +22,7 @@ from zarrbuf import TrajectoryReplayBuffer
 from zarrbuf import memory_store as memory_store_module
 from zarrbuf.checkpoints import write_checkpoint, write_segments
 from zarrbuf.commits import CommitLog, open_log, open_or_create_log
+from zarrbuf.common.uuids import new_uuid
 from zarrbuf.contents import Contents
 from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import ConflictError, StorageError
@@ -36,7 +37,6 @@ from zarrbuf.sampling import plan_batch
 from zarrbuf.storage import Outcome
 from zarrbuf.stores import NewTrajectory
 from zarrbuf.table import RowTable
-from zarrbuf.uuids import new_uuid
 
 FEW, MANY = 10, 200_000
 FIELDS = {"rewards": FieldSpec("float32", (), "step")}

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from zarrbuf import chunks, parallel
 from zarrbuf.chunks import Shard, Source, crc32c, decode_chunk_into, encode_chunk
+from zarrbuf.common.thread_pool import Workers
 from zarrbuf.errors import FormatError
 from zarrbuf.format import AnyArray
 from zarrbuf.metadata import CODECS, ArrayInfo, CodecName
@@ -23,7 +24,6 @@ from zarrbuf.shards import (
     encode_shard,
     parse_index,
 )
-from zarrbuf.workers import Workers
 
 WHERE = "some.zarr.zip: field 'obs/image'"
 CODEC_NAMES = sorted(CODECS)

@@ -12,8 +12,8 @@ from support.trajectories import make_trajectory
 
 import zarrbuf
 from zarrbuf import Trajectory
+from zarrbuf.common.uuids import new_uuid
 from zarrbuf.encoding import encode_trajectory
-from zarrbuf.uuids import new_uuid
 
 
 def tags_of(**fields: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from support.trajectories import make_trajectory
 
 from zarrbuf import TrajectoryReplayBuffer, views
+from zarrbuf.common.uuids import new_uuid
 from zarrbuf.contents import Contents
 from zarrbuf.encoding import EncodedTrajectory, encode_trajectory
 from zarrbuf.errors import NotFoundError
@@ -23,7 +24,6 @@ from zarrbuf.rows import Row, Rows
 from zarrbuf.sampling import plan_batch
 from zarrbuf.stores import NewTrajectory, TrajectoryStore
 from zarrbuf.table import RowTable, Stretch
-from zarrbuf.uuids import new_uuid
 from zarrbuf.views import Part, View
 
 READER = cast(BatchReader, None)

@@ -12,8 +12,10 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from zarrbuf.arguments import check_interval, check_whole_number
-from zarrbuf.background import Repeater
+from zarrbuf.common.arguments import check_interval, check_whole_number
+from zarrbuf.common.background import Repeater
+from zarrbuf.common.thread_pool import Workers, default_num_threads
+from zarrbuf.common.uuids import new_uuid
 from zarrbuf.contents import Contents
 from zarrbuf.disk_cache import DiskCache
 from zarrbuf.draws import Draws
@@ -36,8 +38,6 @@ from zarrbuf.sampler import Sampler
 from zarrbuf.sampling import partition
 from zarrbuf.saving import save_view
 from zarrbuf.stores import TrajectoryStore
-from zarrbuf.uuids import new_uuid
-from zarrbuf.workers import Workers, default_num_threads
 
 
 class TrajectoryReplayBuffer(RlinfNames):

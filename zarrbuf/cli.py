@@ -14,10 +14,10 @@ from typing import Any, Final
 import click
 
 import zarrbuf
+from zarrbuf.common.printing import printable
 from zarrbuf.conversion_commands import convert, export, recompress
 from zarrbuf.curation_commands import merge, split
 from zarrbuf.errors import InvalidInputError, ZarrbufError
-from zarrbuf.printing import printable
 from zarrbuf.terminal import (
     ALLOW_BASE_OPTION,
     AT_OPTION,

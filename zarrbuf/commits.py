@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from zarrbuf.arguments import check_whole_number
 from zarrbuf.checkpoints import read_checkpoint, read_segment, write_checkpoint
+from zarrbuf.common.arguments import check_whole_number
 from zarrbuf.errors import (
     CommitUnknownError,
     ConflictError,

@@ -14,14 +14,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from zarrbuf.arguments import check_whole_number
 from zarrbuf.chunks import crc32c
+from zarrbuf.common.arguments import check_whole_number
+from zarrbuf.common.jobs import Progress, run_jobs
+from zarrbuf.common.thread_pool import default_num_threads
 from zarrbuf.comparing import compare_trajectories
 from zarrbuf.destinations import Created, check_empty, check_outside
 from zarrbuf.encoding import EncodedTrajectory, describe_trajectory, encode_trajectory
 from zarrbuf.errors import InvalidInputError, StorageError
 from zarrbuf.format import Schema
-from zarrbuf.jobs import Progress, run_jobs
 from zarrbuf.layout import DIRECTORIES, trajectory_path
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.locations import Location, StorageOptions, open_storage
@@ -45,7 +46,6 @@ from zarrbuf.storage import Storage
 from zarrbuf.stores import NewTrajectory, TrajectoryStore, known_name
 from zarrbuf.trajectory import Trajectory, decode_trajectory
 from zarrbuf.trajectory_archive import TrajectoryArchive
-from zarrbuf.workers import default_num_threads
 
 _EXACT: Final = "bit-exact"
 

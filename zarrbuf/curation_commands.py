@@ -11,7 +11,7 @@ from typing import Any, Final
 import click
 
 import zarrbuf
-from zarrbuf.printing import printable
+from zarrbuf.common.printing import printable
 from zarrbuf.terminal import (
     ALLOW_BASE_OPTION,
     JSON_OPTION,

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 
 from torch.utils.data import IterableDataset
 
-from zarrbuf.arguments import check_whole_number
+from zarrbuf.common.arguments import check_whole_number
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.mixing import Batch, Mixture, Sampled
 from zarrbuf.preloading import ClosedError, Preloader, Stream

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Final
 
 from zarrbuf.commits import CommitLog
+from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import InvalidInputError, StorageError
 from zarrbuf.layout import (
     DIRECTORIES,
@@ -26,7 +27,6 @@ from zarrbuf.manifest import Snapshot
 from zarrbuf.rlinf_index import INDEX_NAME, METADATA_NAME
 from zarrbuf.root import create_root, encode_root, parse_root
 from zarrbuf.storage import TMP_DIR, Outcome, Storage
-from zarrbuf.uuids import new_uuid
 
 _LEFTOVERS: Final = {TRAJECTORY_DIR, SEGMENT_DIR, TMP_DIR}
 

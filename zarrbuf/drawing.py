@@ -16,9 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
+from zarrbuf.common.printing import printable
 from zarrbuf.curves import Curve, Curves
 from zarrbuf.pictures import GAP, Picture, shrink, square_columns, tile_corner
-from zarrbuf.printing import printable
 from zarrbuf.scenes import Panel
 
 _MAX_SIDE: Final = 1280

@@ -19,6 +19,7 @@ from numpy.ma import MaskedArray
 
 from zarrbuf.archive import FieldArray, encode_archive
 from zarrbuf.chunks import crc32c
+from zarrbuf.common.thread_pool import Workers
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.format import (
     DICT_FIELDS,
@@ -43,7 +44,6 @@ from zarrbuf.parallel import encode_rows
 from zarrbuf.summaries import summarize
 from zarrbuf.trajectory import Tensor, flatten_trajectory, to_tensor
 from zarrbuf.trajectory_archive import TrajectoryArchive, TrajectoryHeader
-from zarrbuf.workers import Workers
 
 MAX_CHUNK_BYTES: Final = 2**31 - 17
 MAX_DIMS: Final = 31

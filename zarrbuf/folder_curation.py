@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from zarrbuf.common.jobs import Progress
+from zarrbuf.common.uuids import new_uuid
 from zarrbuf.destinations import Created, check_empty
 from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.format import Schema
-from zarrbuf.jobs import Progress
 from zarrbuf.layout import DIRECTORIES
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.rlinf import RlinfStore
@@ -30,7 +31,6 @@ from zarrbuf.rlinf_index import (
 from zarrbuf.rows import IntArray, Row, Rows
 from zarrbuf.selection import interleave
 from zarrbuf.storage import Storage
-from zarrbuf.uuids import new_uuid
 from zarrbuf.views import check_same_fields
 
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from zarrbuf.common.jobs import Progress
+from zarrbuf.common.uuids import new_uuid
 from zarrbuf.encoding import trajectory_shape
 from zarrbuf.errors import FormatError, StorageError, ZarrbufError
 from zarrbuf.format import is_weights_id
-from zarrbuf.jobs import Progress
 from zarrbuf.metadata import parse_json
 from zarrbuf.rlinf_files import read_trajectory_file, replace_file
 from zarrbuf.rlinf_index import (
@@ -35,7 +36,6 @@ from zarrbuf.rlinf_index import (
 )
 from zarrbuf.rows import UNKNOWN_SCHEMA, Row
 from zarrbuf.trajectory import Trajectory
-from zarrbuf.uuids import new_uuid
 
 _DEFAULT_SEED: Final = 1234
 

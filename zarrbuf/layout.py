@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from zarrbuf.common.uuids import new_uuid
 from zarrbuf.storage import TMP_DIR
-from zarrbuf.uuids import new_uuid
 
 ROOT_NAME: Final = "zarrbuf.json"
 MANIFEST_DIR: Final = "manifest"

@@ -11,8 +11,8 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 
+from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import InvalidInputError, StorageError
-from zarrbuf.uuids import new_uuid
 
 
 def check_local_file(path: str | os.PathLike[str]) -> str:

@@ -14,10 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NoReturn
 
+from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import NotFoundError, StorageError
 from zarrbuf.mapping import map_file
 from zarrbuf.storage import TMP_DIR, Outcome, Range, Storage, checked_name, short_object
-from zarrbuf.uuids import new_uuid
 
 _TRIES: Final = 5
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from zarrbuf.checkpoints import read_segment, write_segments
 from zarrbuf.commits import CommitLog
+from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import FormatError, StorageError
 from zarrbuf.format import Schema
 from zarrbuf.layout import CHECKPOINT_DIR, CHECKPOINT_NAME
@@ -25,7 +26,6 @@ from zarrbuf.log_store import listing_actions
 from zarrbuf.manifest import Snapshot, schema_json
 from zarrbuf.rows import Rows
 from zarrbuf.storage import Outcome, Storage
-from zarrbuf.uuids import new_uuid
 
 ASIDE_DIR: Final = "damaged"
 """Where commits and checkpoints are put that are in the way."""

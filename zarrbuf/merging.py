@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from zarrbuf.arguments import check_whole_number
+from zarrbuf.common.arguments import check_whole_number
+from zarrbuf.common.jobs import Progress
 from zarrbuf.curation import Curation, Mode, Part, check_mode, make_buffer
 from zarrbuf.destinations import check_empty, check_outside
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.expressions import select_where
 from zarrbuf.folder_curation import FolderPart, make_folder, new_names
-from zarrbuf.jobs import Progress
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.locations import Location, StorageOptions, open_storage
 from zarrbuf.log_store import LogStore

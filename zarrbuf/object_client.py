@@ -23,7 +23,7 @@ from typing import Any, Final
 import fsspec
 import fsspec.asyn
 
-from zarrbuf.background import EndingError, UnderWay
+from zarrbuf.common.background import EndingError, UnderWay
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.object_faults import Fault, RequestError, ShortAnswerError, fault_of
 from zarrbuf.object_options import translate_options

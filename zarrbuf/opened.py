@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from zarrbuf.cache import LruCache
+from zarrbuf.common.lru import LruCache
 from zarrbuf.errors import FormatError
 from zarrbuf.fetching import FetchCost, fetch_whole
 from zarrbuf.rows import Row, Rows

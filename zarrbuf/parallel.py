@@ -26,6 +26,7 @@ from zarrbuf.chunks import (
     encode_rows_plainly,
     require,
 )
+from zarrbuf.common.thread_pool import Workers
 from zarrbuf.compiled import (
     decode_loop,
     encode_loop,
@@ -35,7 +36,6 @@ from zarrbuf.compiled import (
 from zarrbuf.format import AnyArray
 from zarrbuf.mapping import will_need
 from zarrbuf.metadata import CodecName
-from zarrbuf.workers import Workers
 
 UintArray = npt.NDArray[np.uint64]
 

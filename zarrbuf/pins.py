@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from zarrbuf.commits import CommitLog, open_log
+from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import (
     CommitUnknownError,
     ConflictError,
@@ -26,7 +27,6 @@ from zarrbuf.log_store import LogStore
 from zarrbuf.manifest import Snapshot
 from zarrbuf.rows import Rows
 from zarrbuf.sources import open_log_store
-from zarrbuf.uuids import new_uuid
 
 
 class Chosen(Protocol):

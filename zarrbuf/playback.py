@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from zarrbuf.cache import LruCache
+from zarrbuf.common.lru import LruCache
 from zarrbuf.errors import EmptyBufferError, InvalidInputError, TrajectoryNotFoundError
 from zarrbuf.fetching import FetchCost
 from zarrbuf.format import AnyArray

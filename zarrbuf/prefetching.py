@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from zarrbuf.background import BackgroundThread
+from zarrbuf.common.background import BackgroundThread
 from zarrbuf.fetching import FetchCost, fetch_whole
 from zarrbuf.format import BatchField
 from zarrbuf.reader import BatchReader

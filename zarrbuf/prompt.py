@@ -9,8 +9,8 @@ import cmd
 from collections.abc import Callable
 from typing import Any, Final
 
+from zarrbuf.common.printing import printable
 from zarrbuf.errors import InvalidInputError, ZarrbufError
-from zarrbuf.printing import printable
 from zarrbuf.viewing import Viewing
 
 WORDS: Final = {

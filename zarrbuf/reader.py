@@ -13,6 +13,7 @@ import numpy as np
 
 from zarrbuf.big_fields import plan_chunks
 from zarrbuf.chunks import ChunkReads
+from zarrbuf.common.thread_pool import Workers
 from zarrbuf.compiled import compile_reading
 from zarrbuf.fetching import RemoteObject, fetch
 from zarrbuf.format import AnyArray, BatchField
@@ -24,7 +25,6 @@ from zarrbuf.sampling import IntArray, ReadPlan
 from zarrbuf.small_reader import SmallReader
 from zarrbuf.stats import ReadStats, StatsKeeper
 from zarrbuf.trajectory_archive import TrajectoryArchive
-from zarrbuf.workers import Workers
 
 PROBES: Final = 16
 """Chunks of a batch whose pages are looked for in memory before it is read."""

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from zarrbuf.cache import LruCache
+from zarrbuf.common.lru import LruCache
 from zarrbuf.fetching import FetchCost, fetch
 from zarrbuf.format import AnyArray, BatchField, batch_fields, decode_key, step_rows
 from zarrbuf.pictures import SHOWN_AS_STORED, ValueRange, image_size, is_image

@@ -16,10 +16,10 @@ import numpy as np
 
 from zarrbuf.checkpoints import damaged_checkpoints
 from zarrbuf.commits import CommitLog
+from zarrbuf.common.jobs import Progress
 from zarrbuf.errors import NotFoundError
 from zarrbuf.folder_rescue import needs_writing, rescue_folder, write_rescued
 from zarrbuf.format import Schema
-from zarrbuf.jobs import Progress
 from zarrbuf.layout import ROOT_NAME, commit_path
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.locations import Location, StorageOptions, open_storage

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from zarrbuf.arguments import check_whole_number
+from zarrbuf.common.arguments import check_whole_number
 from zarrbuf.curation import remove_rows
 from zarrbuf.errors import InvalidInputError, ZarrbufError
 from zarrbuf.log_store import LogStore

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from zarrbuf.arguments import check_whole_number
+from zarrbuf.common.arguments import check_whole_number
+from zarrbuf.common.jobs import Progress, run_jobs
+from zarrbuf.common.thread_pool import default_num_threads
 from zarrbuf.conversion import Conversion, Converter
 from zarrbuf.curation import read_archive
 from zarrbuf.destinations import Created, check_outside
 from zarrbuf.errors import ConflictError, InvalidInputError
-from zarrbuf.jobs import Progress, run_jobs
 from zarrbuf.local_storage import LocalStorage
 from zarrbuf.locations import Location, StorageOptions, open_storage
 from zarrbuf.log_format import Action
@@ -29,7 +30,6 @@ from zarrbuf.rows import Rows
 from zarrbuf.sources import location_of, open_log_store
 from zarrbuf.storage import TMP_DIR
 from zarrbuf.stores import known_name
-from zarrbuf.workers import default_num_threads
 
 _AT_ONCE: Final = 8
 

@@ -19,12 +19,12 @@ from typing import Any, Final
 
 import torch
 
+from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import FormatError, NotFoundError, StorageError
 from zarrbuf.format import DICT_FIELDS, TENSOR_FIELDS
 from zarrbuf.rlinf_index import FileFormat
 from zarrbuf.trajectory import Trajectory
 from zarrbuf.unpickle import parse_pickle
-from zarrbuf.uuids import new_uuid
 
 _SPARE_BYTES: Final = 64 << 20
 

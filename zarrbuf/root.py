@@ -7,6 +7,7 @@ import re
 import time
 from typing import Any, Final
 
+from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import (
     ConflictError,
     FormatError,
@@ -16,7 +17,6 @@ from zarrbuf.errors import (
 from zarrbuf.layout import ROOT_NAME
 from zarrbuf.metadata import check_spec, encode_json, parse_json
 from zarrbuf.storage import Outcome, Storage
-from zarrbuf.uuids import new_uuid
 
 _COMMIT_METHODS: Final = ("link", "if-none-match", "generation", "lock", "single")
 

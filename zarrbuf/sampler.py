@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import torch
 
-from zarrbuf.arguments import check_whole_number
 from zarrbuf.batches import arrays_of, as_batch, new_arrays
+from zarrbuf.common.arguments import check_whole_number
 from zarrbuf.errors import EmptyBufferError
 from zarrbuf.fetching import FetchCost
 from zarrbuf.memory import BatchMemory

@@ -17,7 +17,7 @@ from typing import Final, Literal, get_args
 
 import numpy as np
 
-from zarrbuf.background import BackgroundThread
+from zarrbuf.common.background import BackgroundThread
 from zarrbuf.curves import CURVE_FIELDS, Curves, make_curves
 from zarrbuf.errors import FormatError, InvalidInputError, ZarrbufError
 from zarrbuf.format import AnyArray

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from zarrbuf.cache import LruCache
+from zarrbuf.common.lru import LruCache
 from zarrbuf.fetching import FetchCost, RemoteObject, fetch
 from zarrbuf.format import AnyArray
 from zarrbuf.reading import Part, Reading

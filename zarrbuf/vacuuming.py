@@ -15,8 +15,9 @@ from typing import Any, Final
 import numpy as np
 
 from zarrbuf.commits import open_log
+from zarrbuf.common.jobs import Progress, run_jobs
+from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.jobs import Progress, run_jobs
 from zarrbuf.layout import TRAJECTORY_DIR, TRAJECTORY_PATH, trajectory_path
 from zarrbuf.locations import StorageOptions
 from zarrbuf.log_format import Action
@@ -25,7 +26,6 @@ from zarrbuf.manifest import Snapshot
 from zarrbuf.rows import Rows
 from zarrbuf.sources import open_log_store
 from zarrbuf.storage import Storage
-from zarrbuf.uuids import new_uuid
 
 GRACE_S: Final = 24 * 3600.0
 """Seconds that an archive is kept after the last list that had it was the newest."""

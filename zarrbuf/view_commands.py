@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 import zarrbuf
-from zarrbuf.printing import printable
+from zarrbuf.common.printing import printable
 from zarrbuf.terminal import (
     ALLOW_BASE_OPTION,
     AT_OPTION,

@@ -15,11 +15,11 @@ from typing import Any, Final, Literal, get_args
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from zarrbuf.common.printing import printable
 from zarrbuf.errors import InvalidInputError, ZarrbufError
 from zarrbuf.locations import Location, StorageOptions
 from zarrbuf.navigation import Place, check_place
 from zarrbuf.playback import open_playback
-from zarrbuf.printing import printable
 from zarrbuf.prompt import Prompt
 from zarrbuf.scenes import (
     USUAL_CAMERAS,

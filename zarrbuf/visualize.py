@@ -18,13 +18,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from zarrbuf.common.printing import printable
 from zarrbuf.curves import Curves
 from zarrbuf.drawing import LETTERS_AN_INCH, PanelAxes, draw_curve, kind_of, value_range
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.local_files import check_local_file, write_whole
 from zarrbuf.navigation import Place
 from zarrbuf.pictures import Picture
-from zarrbuf.printing import printable
 from zarrbuf.scenes import Panel, Scene
 
 FIGURE_INCHES: Final = (14.0, 8.0)

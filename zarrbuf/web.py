@@ -29,9 +29,9 @@ from matplotlib.backends.backend_webagg_core import (
 )
 from matplotlib.figure import Figure
 
-from zarrbuf.arguments import check_whole_number
+from zarrbuf.common.arguments import check_whole_number
+from zarrbuf.common.printing import printable
 from zarrbuf.errors import InvalidInputError, StorageError
-from zarrbuf.printing import printable
 from zarrbuf.viewing import Viewing
 from zarrbuf.visualize import FIGURE_INCHES, SAVED_DPI
 from zarrbuf.window import Window

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
+from zarrbuf.common.uuids import new_uuid
 from zarrbuf.encoding import encode_trajectory
 from zarrbuf.format import STORED_DTYPE, AnyArray
 from zarrbuf.locations import open_storage
@@ -19,7 +20,6 @@ from zarrbuf.object_storage import ObjectStorage
 from zarrbuf.rows import Row
 from zarrbuf.storage import Storage
 from zarrbuf.trajectory import Trajectory
-from zarrbuf.uuids import new_uuid
 from zarrbuf.zipindex import encode_zip, parse_zip
 
 Tensor = torch.Tensor

@@ -7,7 +7,7 @@ import threading
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zarrbuf.cache import LruCache
+from zarrbuf.common.lru import LruCache
 
 
 @given(

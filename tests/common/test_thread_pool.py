@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from zarrbuf.workers import Workers
+from zarrbuf.common.thread_pool import Workers
 
 WAIT = 20
 """Seconds after which something that should have happened has failed to."""
