@@ -24,10 +24,10 @@ from benchmarks.timing import timed
 from zarrbuf import TrajectoryReplayBuffer, merge, split
 from zarrbuf.commits import create_log
 from zarrbuf.format import FieldSpec
-from zarrbuf.local_storage import LocalStorage
 from zarrbuf.log_store import listing_actions
 from zarrbuf.manifest import schema_id
 from zarrbuf.rows import FIXED_DTYPE, Rows
+from zarrbuf.storage.local import LocalStorage
 from zarrbuf.texts import TextColumn
 
 NUM_BUFFERS: Final = 8

@@ -31,11 +31,11 @@ from zarrbuf.common.thread_pool import Workers
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.compiled import have_loops
 from zarrbuf.encoding import encode_trajectory
-from zarrbuf.local_storage import LocalStorage
 from zarrbuf.log_store import LogStore
 from zarrbuf.opening import open_store
 from zarrbuf.sampling import ReadPlan, Window, plan_batch
 from zarrbuf.small_fields import sorted_fields
+from zarrbuf.storage.local import LocalStorage
 from zarrbuf.stores import NewTrajectory
 from zarrbuf.trajectory_archive import TrajectoryArchive
 

@@ -34,7 +34,7 @@ from benchmarks.options import BATCH_SIZE, Options, say
 from benchmarks.tables import Target, mb, ms
 from benchmarks.timing import Times, timed
 from zarrbuf import TrajectoryReplayBuffer
-from zarrbuf.locations import open_storage
+from zarrbuf.storage.resolve import open_storage
 
 LATENCY_S: Final = 0.03
 CLIENTS: Final = ("s3fs", "obstore")

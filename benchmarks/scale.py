@@ -31,10 +31,10 @@ from benchmarks.timing import timed
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.checkpoints import write_checkpoint
 from zarrbuf.layout import CHECKPOINT_DIR, MANIFEST_DIR, SEGMENT_DIR
-from zarrbuf.local_storage import LocalStorage
 from zarrbuf.log_store import listing_actions
 from zarrbuf.opening import open_or_create_log_store
 from zarrbuf.rows import Rows
+from zarrbuf.storage.local import LocalStorage
 
 FEW: Final = 10
 WINDOW: Final = 100_000

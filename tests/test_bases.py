@@ -21,8 +21,8 @@ from zarrbuf.errors import (
     UntrustedBaseError,
     ZarrbufError,
 )
-from zarrbuf.locations import open_storage
-from zarrbuf.object_client import ObjectClient
+from zarrbuf.storage.object_client import ObjectClient
+from zarrbuf.storage.resolve import open_storage
 
 UUID = "ab" * 16
 

@@ -40,7 +40,7 @@ from zarrbuf.log_format import Action, SegmentRef, seal
 from zarrbuf.manifest import Snapshot, schema_id
 from zarrbuf.rows import Row, Rows
 from zarrbuf.segments import parse_segment
-from zarrbuf.storage import Outcome
+from zarrbuf.storage.contract import Outcome
 
 INTERVAL = 4
 PER_LEVEL = 3

@@ -42,13 +42,13 @@ from zarrbuf.errors import (
 )
 from zarrbuf.format import FieldSpec
 from zarrbuf.layout import commit_path
-from zarrbuf.local_storage import LocalStorage
-from zarrbuf.locations import open_storage
 from zarrbuf.log_format import MAX_COMMIT_BYTES, Action, seal, sha256_hex
 from zarrbuf.manifest import Snapshot, schema_id
 from zarrbuf.root import encode_root, parse_root
 from zarrbuf.rows import Row
-from zarrbuf.storage import Outcome, Storage
+from zarrbuf.storage.contract import Outcome, Storage
+from zarrbuf.storage.local import LocalStorage
+from zarrbuf.storage.resolve import open_storage
 
 FIELDS = {"rewards": FieldSpec("float32", (1,), "step")}
 SCHEMA_ID = schema_id(FIELDS)

@@ -27,7 +27,7 @@ from zarrbuf import Trajectory, cli, conversion, convert, export, recompress, re
 from zarrbuf.common.jobs import run_jobs
 from zarrbuf.comparing import compare_trajectories
 from zarrbuf.errors import ConflictError, FormatError, InvalidInputError, StorageError
-from zarrbuf.local_storage import LocalStorage
+from zarrbuf.storage.local import LocalStorage
 from zarrbuf.trajectory_archive import TrajectoryArchive
 
 FOLDERS = ("rlinf_pt/rank_0", "rlinf_pkl", "rlinf_ragged_pt")

@@ -41,11 +41,11 @@ from zarrbuf.errors import (
 )
 from zarrbuf.expressions import select_where
 from zarrbuf.layout import ROOT_NAME
-from zarrbuf.local_storage import LocalStorage
-from zarrbuf.locations import open_storage
 from zarrbuf.log_store import LogStore
 from zarrbuf.rows import Rows
 from zarrbuf.selection import parse_ids
+from zarrbuf.storage.local import LocalStorage
+from zarrbuf.storage.resolve import open_storage
 from zarrbuf.texts import TextColumn
 
 FOLDER = DATA / "rlinf_pt" / "rank_0"

@@ -30,10 +30,10 @@ from zarrbuf import merge, prune, remove, split, vacuum, vacuuming
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import NotFoundError
-from zarrbuf.local_storage import LocalStorage
-from zarrbuf.locations import open_storage
 from zarrbuf.log_store import LogStore
-from zarrbuf.object_storage import ObjectStorage
+from zarrbuf.storage.local import LocalStorage
+from zarrbuf.storage.object_store import ObjectStorage
+from zarrbuf.storage.resolve import open_storage
 from zarrbuf.stores import NewTrajectory
 
 CALLS = ("create", "delete", "put_all", "link_from", "read", "read_existing")

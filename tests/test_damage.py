@@ -19,8 +19,8 @@ from support.trajectories import assert_same_trajectory, make_trajectory
 from zarrbuf import TrajectoryReplayBuffer, convert, list_buffer, verify
 from zarrbuf.commits import CommitLog
 from zarrbuf.errors import FormatError, NotFoundError, StorageError, ZarrbufError
-from zarrbuf.local_storage import LocalStorage
-from zarrbuf.storage import Outcome
+from zarrbuf.storage.contract import Outcome
+from zarrbuf.storage.local import LocalStorage
 
 COUNT = 3
 

@@ -18,7 +18,7 @@ import zarrbuf
 from toolkits.replay_buffer.merge_or_split_replay_buffer import command, find_sources
 from zarrbuf import TrajectoryReplayBuffer, convert, merge, split
 from zarrbuf.errors import InvalidInputError, NotFoundError
-from zarrbuf.local_storage import LocalStorage
+from zarrbuf.storage.local import LocalStorage
 
 RANKS = DATA / "rlinf_pt"
 

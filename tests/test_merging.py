@@ -31,14 +31,14 @@ from zarrbuf.errors import (
     TrajectoryNotFoundError,
     UntrustedBaseError,
 )
-from zarrbuf.fetching import FetchCost, RemoteObject, fetch
-from zarrbuf.local_storage import LocalStorage
-from zarrbuf.locations import open_storage
 from zarrbuf.log_store import LogStore
 from zarrbuf.merging import merge, split
-from zarrbuf.object_storage import ObjectStorage
-from zarrbuf.sparse import SparseObject
-from zarrbuf.storage import Range
+from zarrbuf.storage.contract import Range
+from zarrbuf.storage.fetching import FetchCost, RemoteObject, fetch
+from zarrbuf.storage.local import LocalStorage
+from zarrbuf.storage.object_store import ObjectStorage
+from zarrbuf.storage.resolve import open_storage
+from zarrbuf.storage.sparse import SparseObject
 
 MODES = ("reference", "hardlink", "copy", "move")
 

@@ -18,7 +18,7 @@ from zarrbuf.errors import (
     NotFoundError,
     TrajectoryNotFoundError,
 )
-from zarrbuf.locations import open_storage
+from zarrbuf.storage.resolve import open_storage
 
 
 def test_what_is_removed_is_off_the_list_and_on_the_disk(tmp_path: Path) -> None:

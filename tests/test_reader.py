@@ -16,12 +16,12 @@ from zarrbuf.batches import as_batch, new_arrays
 from zarrbuf.common.thread_pool import Workers
 from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import FormatError
-from zarrbuf.fetching import FetchCost
 from zarrbuf.format import AnyArray, BatchField
 from zarrbuf.memory import BatchMemory
 from zarrbuf.reader import BatchReader
 from zarrbuf.sampling import IntArray, Window, plan_batch
 from zarrbuf.small_fields import decode_small_fields, sorted_fields
+from zarrbuf.storage.fetching import FetchCost
 from zarrbuf.trajectory import Trajectory, flatten_trajectory
 from zarrbuf.trajectory_archive import TrajectoryArchive
 

@@ -17,11 +17,11 @@ from support.trajectories import assert_same_trajectory, make_trajectory
 
 from zarrbuf import Trajectory, TrajectoryReplayBuffer, convert, list_buffer, verify
 from zarrbuf.errors import FormatError, NotFoundError
-from zarrbuf.fetching import FetchCost, RemoteObject, fetch, fetch_in_steps
-from zarrbuf.locations import open_storage
 from zarrbuf.log_store import LogStore
-from zarrbuf.ranges import BLOCK_BYTES
-from zarrbuf.sparse import SparseObject
+from zarrbuf.storage.fetching import FetchCost, RemoteObject, fetch, fetch_in_steps
+from zarrbuf.storage.ranges import BLOCK_BYTES
+from zarrbuf.storage.resolve import open_storage
+from zarrbuf.storage.sparse import SparseObject
 from zarrbuf.trajectory_archive import TAIL_BYTES, TrajectoryArchive
 
 CLIENTS = ("s3fs", "obstore")

@@ -21,7 +21,7 @@ import json, sys
 from support.trajectories import make_row
 from zarrbuf.commits import open_log
 from zarrbuf.errors import ZarrbufError
-from zarrbuf.locations import open_storage
+from zarrbuf.storage.resolve import open_storage
 url, options, schema, count = json.loads(sys.argv[1])
 log = open_log(open_storage(url, options))
 for _ in range(count):

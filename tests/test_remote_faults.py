@@ -21,11 +21,11 @@ from support.s3 import S3
 
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.errors import InvalidInputError, StorageError
-from zarrbuf.locations import open_storage
-from zarrbuf.object_client import ObjectClient, Request
-from zarrbuf.object_faults import Fault, RequestError
-from zarrbuf.object_options import secrets_of
-from zarrbuf.storage import Outcome, Range
+from zarrbuf.storage.contract import Outcome, Range
+from zarrbuf.storage.object_client import ObjectClient, Request
+from zarrbuf.storage.object_faults import Fault, RequestError
+from zarrbuf.storage.object_options import secrets_of
+from zarrbuf.storage.resolve import open_storage
 
 CLIENTS = ("s3fs", "obstore")
 
@@ -174,7 +174,7 @@ def test_looking_for_news_leaves_errors_of_saving_to_the_caller(
         buffer.flush()
         with monkeypatch.context() as patch:
             patch.setattr(
-                "zarrbuf.object_storage.ObjectStorage.put_all",
+                "zarrbuf.storage.object_store.ObjectStorage.put_all",
                 lambda *_: (_ for _ in ()).throw(StorageError("no room")),
             )
             buffer.add_trajectories(with_cameras(1))

@@ -22,10 +22,10 @@ import zarrbuf
 from zarrbuf import TrajectoryReplayBuffer, cli, repair, verify
 from zarrbuf.errors import FormatError, NotFoundError, UnsupportedVersionError
 from zarrbuf.layout import commit_path
-from zarrbuf.local_storage import LocalStorage
-from zarrbuf.locations import open_storage
 from zarrbuf.log_format import seal, unseal
 from zarrbuf.log_store import LogStore
+from zarrbuf.storage.local import LocalStorage
+from zarrbuf.storage.resolve import open_storage
 
 FOLDER = DATA / "rlinf_pt" / "rank_0"
 

@@ -12,7 +12,7 @@ from support.remote import loaded
 import zarrbuf
 from zarrbuf import TrajectoryReplayBuffer, retention, vacuuming
 from zarrbuf.errors import InvalidInputError, StorageError
-from zarrbuf.local_storage import LocalStorage
+from zarrbuf.storage.local import LocalStorage
 
 
 def run(path: Path, count: int, **more: Any) -> TrajectoryReplayBuffer:

@@ -18,12 +18,12 @@ from support.trajectories import assert_same_trajectory, make_trajectory
 
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.errors import FormatError, InvalidInputError, NotFoundError, StorageError
-from zarrbuf.rlinf import RlinfStore
 from zarrbuf.rlinf_files import (
     encode_trajectory_file,
     read_trajectory_file,
     replace_file,
 )
+from zarrbuf.rlinf_folder import RlinfStore
 from zarrbuf.rlinf_index import read_index
 
 

@@ -12,8 +12,8 @@ from support.trajectories import assert_same_trajectory, make_trajectory
 
 from zarrbuf import Trajectory, TrajectoryReplayBuffer, list_buffer, verify
 from zarrbuf.errors import InvalidInputError, StorageError
-from zarrbuf.local_storage import LocalStorage
-from zarrbuf.storage import Outcome
+from zarrbuf.storage.contract import Outcome
+from zarrbuf.storage.local import LocalStorage
 
 
 def made(first: int, count: int) -> list[Trajectory]:

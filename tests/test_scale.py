@@ -34,7 +34,7 @@ from zarrbuf.memory_store import MemoryStore
 from zarrbuf.reader import BatchReader
 from zarrbuf.rows import Row, Rows
 from zarrbuf.sampling import plan_batch
-from zarrbuf.storage import Outcome
+from zarrbuf.storage.contract import Outcome
 from zarrbuf.stores import NewTrajectory
 from zarrbuf.table import RowTable
 

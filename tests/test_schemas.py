@@ -22,14 +22,14 @@ from zarrbuf.checkpoints import parse_checkpoint, write_segments
 from zarrbuf.commits import open_or_create_log
 from zarrbuf.errors import FormatError, UnsupportedVersionError
 from zarrbuf.format import STORED_DTYPE, FieldSpec
-from zarrbuf.locations import open_storage
 from zarrbuf.log_format import SegmentRef, parse_commit, seal, sha256_hex, unseal
 from zarrbuf.manifest import Snapshot, apply_commits, schema_id, schema_json
 from zarrbuf.metadata import encode_json
 from zarrbuf.root import encode_root, parse_root
 from zarrbuf.rows import Row, Rows
 from zarrbuf.segments import encode_segment, parse_segment
-from zarrbuf.storage import Storage
+from zarrbuf.storage.contract import Storage
+from zarrbuf.storage.resolve import open_storage
 from zarrbuf.table import RowTable
 from zarrbuf.trajectory_archive import TrajectoryArchive, TrajectoryHeader
 

@@ -24,9 +24,9 @@ from zarrbuf.errors import (
     StorageError,
 )
 from zarrbuf.expressions import select_where
-from zarrbuf.local_storage import LocalStorage
-from zarrbuf.locations import open_storage
 from zarrbuf.rlinf_index import read_index
+from zarrbuf.storage.local import LocalStorage
+from zarrbuf.storage.resolve import open_storage
 
 FOLDER = DATA / "rlinf_pt" / "rank_0"
 

@@ -17,10 +17,10 @@ import zarrbuf
 from zarrbuf import merge, remove, unpin, vacuum, vacuuming
 from zarrbuf.commits import open_log
 from zarrbuf.errors import InvalidInputError, StorageError
-from zarrbuf.local_storage import LocalStorage
-from zarrbuf.locations import open_storage
-from zarrbuf.object_storage import ObjectStorage
-from zarrbuf.storage import Storage
+from zarrbuf.storage.contract import Storage
+from zarrbuf.storage.local import LocalStorage
+from zarrbuf.storage.object_store import ObjectStorage
+from zarrbuf.storage.resolve import open_storage
 
 HOUR = 3600.0
 

@@ -24,7 +24,6 @@ from zarrbuf.chunks import (
     encode_rows_plainly,
 )
 from zarrbuf.errors import FormatError
-from zarrbuf.fetching import RemoteObject
 from zarrbuf.format import AnyArray
 from zarrbuf.metadata import (
     CODECS,
@@ -44,7 +43,8 @@ from zarrbuf.shards import (
     is_row_grid,
     parse_index,
 )
-from zarrbuf.sparse import SparseObject
+from zarrbuf.storage.fetching import RemoteObject
+from zarrbuf.storage.sparse import SparseObject
 from zarrbuf.zipindex import Member, encode_zip, parse_zip, read_member
 
 IntArray = npt.NDArray[np.int64]

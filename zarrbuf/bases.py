@@ -13,9 +13,9 @@ from typing import Any
 from zarrbuf.base_urls import base_url, check_trusted, place_of, resolve_base
 from zarrbuf.errors import FormatError, NotFoundError, UntrustedBaseError
 from zarrbuf.layout import ROOT_NAME
-from zarrbuf.local_storage import LocalStorage
 from zarrbuf.root import parse_root
-from zarrbuf.storage import Storage
+from zarrbuf.storage.contract import Storage
+from zarrbuf.storage.local import LocalStorage
 
 Base = Mapping[str, Any]
 

@@ -17,10 +17,8 @@ from zarrbuf.common.background import Repeater
 from zarrbuf.common.thread_pool import Workers, default_num_threads
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.contents import Contents
-from zarrbuf.disk_cache import DiskCache
 from zarrbuf.draws import Draws
 from zarrbuf.encoding import encode_trajectory
-from zarrbuf.locations import Location, StorageOptions, open_storage
 from zarrbuf.memory import BatchMemory, can_pin
 from zarrbuf.memory_store import MemoryStore
 from zarrbuf.metadata import check_codec
@@ -37,6 +35,8 @@ from zarrbuf.rlinf_names import RlinfNames
 from zarrbuf.sampler import Sampler
 from zarrbuf.sampling import partition
 from zarrbuf.saving import save_view
+from zarrbuf.storage.block_cache import DiskCache
+from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
 from zarrbuf.stores import TrajectoryStore
 
 
@@ -95,7 +95,7 @@ class TrajectoryReplayBuffer(RlinfNames):
             pin_memory: give batches page-locked memory, for asynchronous copies to a
                 CUDA device; without one there is no effect, as in torch's DataLoader.
             storage_options: for URLs here, in `load_checkpoint` and `save_checkpoint`;
-                see `zarrbuf.locations.open_storage`.
+                see `zarrbuf.storage.resolve.open_storage`.
             cache_dir: local directory where what is fetched from object stores is kept,
                 for this run and the next ones, and for other processes; it may be
                 deleted at any time. None to keep it in memory alone.

@@ -33,7 +33,7 @@ from zarrbuf.manifest import Snapshot, parse_schemas, removed_ranges, schema_jso
 from zarrbuf.metadata import check_spec
 from zarrbuf.rows import MAX_SEGMENT_ROWS, Rows
 from zarrbuf.segments import encode_segment, parse_segment
-from zarrbuf.storage import Storage
+from zarrbuf.storage.contract import Storage
 from zarrbuf.table import RowTable
 
 SEGMENTS_PER_LEVEL: Final = 16

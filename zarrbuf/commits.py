@@ -33,7 +33,7 @@ from zarrbuf.layout import COMMIT_NAME, MANIFEST_DIR, ROOT_NAME, commit_path
 from zarrbuf.log_format import Action, Commit, encode_commit, parse_commit, sha256_hex
 from zarrbuf.manifest import Change, Snapshot, apply_commits
 from zarrbuf.root import create_root, encode_root, parse_root
-from zarrbuf.storage import Outcome, Storage
+from zarrbuf.storage.contract import Outcome, Storage
 
 CHECKPOINT_INTERVAL: Final = 256
 """Whoever makes a commit whose number this divides writes a checkpoint too."""

@@ -24,8 +24,6 @@ from zarrbuf.encoding import EncodedTrajectory, describe_trajectory, encode_traj
 from zarrbuf.errors import InvalidInputError, StorageError
 from zarrbuf.format import Schema
 from zarrbuf.layout import DIRECTORIES, trajectory_path
-from zarrbuf.local_storage import LocalStorage
-from zarrbuf.locations import Location, StorageOptions, open_storage
 from zarrbuf.log_format import Action
 from zarrbuf.log_store import listing_actions
 from zarrbuf.manifest import Snapshot
@@ -42,7 +40,9 @@ from zarrbuf.rlinf_index import (
 )
 from zarrbuf.rows import Row, Rows
 from zarrbuf.sources import location_of
-from zarrbuf.storage import Storage
+from zarrbuf.storage.contract import Storage
+from zarrbuf.storage.local import LocalStorage
+from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
 from zarrbuf.stores import NewTrajectory, TrajectoryStore, known_name
 from zarrbuf.trajectory import Trajectory, decode_trajectory
 from zarrbuf.trajectory_archive import TrajectoryArchive

@@ -35,7 +35,7 @@ from zarrbuf.manifest import Snapshot
 from zarrbuf.pins import pinned
 from zarrbuf.rows import IntArray, Row, Rows
 from zarrbuf.selection import interleave
-from zarrbuf.storage import Storage
+from zarrbuf.storage.contract import Storage
 from zarrbuf.stores import known_name
 from zarrbuf.views import check_same_fields
 

@@ -21,12 +21,12 @@ from zarrbuf.layout import (
     TRAJECTORY_DIR,
     commit_path,
 )
-from zarrbuf.local_storage import LocalStorage
 from zarrbuf.log_format import Action
 from zarrbuf.manifest import Snapshot
 from zarrbuf.rlinf_index import INDEX_NAME, METADATA_NAME
 from zarrbuf.root import create_root, encode_root, parse_root
-from zarrbuf.storage import TMP_DIR, Outcome, Storage
+from zarrbuf.storage.contract import TMP_DIR, Outcome, Storage
+from zarrbuf.storage.local import LocalStorage
 
 _LEFTOVERS: Final = {TRAJECTORY_DIR, SEGMENT_DIR, TMP_DIR}
 

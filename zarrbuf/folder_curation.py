@@ -19,8 +19,7 @@ from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.format import Schema
 from zarrbuf.layout import DIRECTORIES
-from zarrbuf.local_storage import LocalStorage
-from zarrbuf.rlinf import RlinfStore
+from zarrbuf.rlinf_folder import RlinfStore
 from zarrbuf.rlinf_index import (
     INDEX_NAME,
     METADATA_NAME,
@@ -30,7 +29,8 @@ from zarrbuf.rlinf_index import (
 )
 from zarrbuf.rows import IntArray, Row, Rows
 from zarrbuf.selection import interleave
-from zarrbuf.storage import Storage
+from zarrbuf.storage.contract import Storage
+from zarrbuf.storage.local import LocalStorage
 from zarrbuf.views import check_same_fields
 
 

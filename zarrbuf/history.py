@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from zarrbuf.commits import open_log
-from zarrbuf.locations import StorageOptions, open_storage
 from zarrbuf.log_format import Commit
 from zarrbuf.sources import location_of
+from zarrbuf.storage.resolve import StorageOptions, open_storage
 
 _MAX_TIME_MS: Final = 253_402_300_799_000
 """The end of the year 9999: a clock may say anything."""

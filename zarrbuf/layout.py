@@ -6,7 +6,7 @@ import re
 from typing import Final
 
 from zarrbuf.common.uuids import new_uuid
-from zarrbuf.storage import TMP_DIR
+from zarrbuf.storage.contract import TMP_DIR
 
 ROOT_NAME: Final = "zarrbuf.json"
 MANIFEST_DIR: Final = "manifest"

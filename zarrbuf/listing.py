@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from zarrbuf.commits import open_log
-from zarrbuf.local_storage import LocalStorage
-from zarrbuf.locations import Location, StorageOptions, open_storage
 from zarrbuf.manifest import schema_json
 from zarrbuf.rlinf_index import (
     check_no_version,
@@ -21,6 +19,8 @@ from zarrbuf.rlinf_index import (
     trajectory_name,
 )
 from zarrbuf.rows import Row, Rows
+from zarrbuf.storage.local import LocalStorage
+from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from zarrbuf.layout import COMMIT_NAME, MANIFEST_DIR, commit_path
 from zarrbuf.log_format import Commit, SegmentRef, parse_lone_commit
 from zarrbuf.manifest import Snapshot, parse_schemas
 from zarrbuf.rows import Row, Rows, parse_add
-from zarrbuf.storage import Storage
+from zarrbuf.storage.contract import Storage
 
 _WINDOW: Final = 64
 

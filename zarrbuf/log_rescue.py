@@ -25,7 +25,7 @@ from zarrbuf.log_remains import Remains, without
 from zarrbuf.log_store import listing_actions
 from zarrbuf.manifest import Snapshot, schema_json
 from zarrbuf.rows import Rows
-from zarrbuf.storage import Outcome, Storage
+from zarrbuf.storage.contract import Outcome, Storage
 
 ASIDE_DIR: Final = "damaged"
 """Where commits and checkpoints are put that are in the way."""

@@ -23,14 +23,14 @@ from zarrbuf.errors import (
     StorageError,
     ZarrbufError,
 )
-from zarrbuf.fetching import FetchCost, RemoteObject, fetch_in_steps
 from zarrbuf.format import Schema
 from zarrbuf.log_format import MAX_ADDS, Action
 from zarrbuf.manifest import Snapshot, schema_id
 from zarrbuf.metadata import CodecName
 from zarrbuf.rows import Row, Rows
-from zarrbuf.sparse import SparseObject
-from zarrbuf.storage import Storage
+from zarrbuf.storage.contract import Storage
+from zarrbuf.storage.fetching import FetchCost, RemoteObject, fetch_in_steps
+from zarrbuf.storage.sparse import SparseObject
 from zarrbuf.stores import NewTrajectory, TrajectoryStore, known_name
 from zarrbuf.table import Stretch
 from zarrbuf.trajectory_archive import TrajectoryArchive

@@ -18,10 +18,8 @@ from zarrbuf.destinations import check_empty, check_outside
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.expressions import select_where
 from zarrbuf.folder_curation import FolderPart, make_folder, new_names
-from zarrbuf.local_storage import LocalStorage
-from zarrbuf.locations import Location, StorageOptions, open_storage
 from zarrbuf.log_store import LogStore
-from zarrbuf.rlinf import RlinfStore
+from zarrbuf.rlinf_folder import RlinfStore
 from zarrbuf.rows import IntArray
 from zarrbuf.selection import (
     parse_ids,
@@ -30,7 +28,9 @@ from zarrbuf.selection import (
     select_ids,
 )
 from zarrbuf.sources import open_source
-from zarrbuf.storage import Storage
+from zarrbuf.storage.contract import Storage
+from zarrbuf.storage.local import LocalStorage
+from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
 from zarrbuf.stores import TrajectoryStore
 
 

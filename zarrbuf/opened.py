@@ -13,9 +13,9 @@ import numpy as np
 
 from zarrbuf.common.lru import LruCache
 from zarrbuf.errors import FormatError
-from zarrbuf.fetching import FetchCost, fetch_whole
 from zarrbuf.rows import Row, Rows
 from zarrbuf.sampling import IntArray
+from zarrbuf.storage.fetching import FetchCost, fetch_whole
 from zarrbuf.trajectory_archive import TrajectoryArchive
 
 MAX_OPEN_ARCHIVES: Final = 16_384

@@ -12,11 +12,9 @@ from typing import Final
 
 from zarrbuf.errors import InvalidInputError, NotFoundError
 from zarrbuf.layout import ROOT_NAME
-from zarrbuf.local_storage import LocalStorage
-from zarrbuf.locations import Location, open_storage
 from zarrbuf.log_store import LogStore
 from zarrbuf.metadata import CodecName
-from zarrbuf.rlinf import RlinfStore
+from zarrbuf.rlinf_folder import RlinfStore
 from zarrbuf.rlinf_index import (
     FILE_FORMATS,
     METADATA_NAME,
@@ -24,7 +22,9 @@ from zarrbuf.rlinf_index import (
     check_no_version,
     is_rlinf_folder,
 )
-from zarrbuf.storage import Storage
+from zarrbuf.storage.contract import Storage
+from zarrbuf.storage.local import LocalStorage
+from zarrbuf.storage.resolve import Location, open_storage
 from zarrbuf.stores import TrajectoryStore
 
 _LOG: Final = logging.getLogger("zarrbuf")

@@ -34,8 +34,8 @@ from zarrbuf.compiled import (
     scatter_loop,
 )
 from zarrbuf.format import AnyArray
-from zarrbuf.mapping import will_need
 from zarrbuf.metadata import CodecName
+from zarrbuf.storage.mmap import will_need
 
 UintArray = npt.NDArray[np.uint64]
 

@@ -21,12 +21,12 @@ from zarrbuf.errors import (
     StorageError,
     ZarrbufError,
 )
-from zarrbuf.locations import StorageOptions
 from zarrbuf.log_format import Action
 from zarrbuf.log_store import LogStore
 from zarrbuf.manifest import Snapshot
 from zarrbuf.rows import Rows
 from zarrbuf.sources import open_log_store
+from zarrbuf.storage.resolve import StorageOptions
 
 
 class Chosen(Protocol):

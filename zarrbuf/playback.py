@@ -13,13 +13,13 @@ import numpy as np
 
 from zarrbuf.common.lru import LruCache
 from zarrbuf.errors import EmptyBufferError, InvalidInputError, TrajectoryNotFoundError
-from zarrbuf.fetching import FetchCost
 from zarrbuf.format import AnyArray
-from zarrbuf.locations import Location, StorageOptions, open_storage
 from zarrbuf.opening import open_store
 from zarrbuf.recording import ChunkKey, PlaybackStats, Recording
 from zarrbuf.rows import Rows
 from zarrbuf.sources import location_of
+from zarrbuf.storage.fetching import FetchCost
+from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
 from zarrbuf.stores import TrajectoryStore, known_name
 
 CHUNK_CACHE_BYTES: Final = 256 << 20

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 
 from zarrbuf.common.background import BackgroundThread
-from zarrbuf.fetching import FetchCost, fetch_whole
 from zarrbuf.format import BatchField
 from zarrbuf.reader import BatchReader
 from zarrbuf.reading import Trajectories
 from zarrbuf.sampling import IntArray, Window, plan_batch
+from zarrbuf.storage.fetching import FetchCost, fetch_whole
 
 Tensor = torch.Tensor
 

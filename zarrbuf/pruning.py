@@ -16,10 +16,10 @@ import numpy as np
 from zarrbuf.curation import remove_rows
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.expressions import select_where
-from zarrbuf.locations import StorageOptions
 from zarrbuf.rows import IntArray, Rows
 from zarrbuf.selection import parse_ids, select_ids
 from zarrbuf.sources import open_log_store
+from zarrbuf.storage.resolve import StorageOptions
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,15 @@ from zarrbuf.big_fields import plan_chunks
 from zarrbuf.chunks import ChunkReads
 from zarrbuf.common.thread_pool import Workers
 from zarrbuf.compiled import compile_reading
-from zarrbuf.fetching import RemoteObject, fetch
 from zarrbuf.format import AnyArray, BatchField
-from zarrbuf.mapping import are_in_memory
 from zarrbuf.opened import MAX_GROUPS, OpenArchives
 from zarrbuf.parallel import decode_reads
 from zarrbuf.reading import Part, Reading, Trajectories
 from zarrbuf.sampling import IntArray, ReadPlan
 from zarrbuf.small_reader import SmallReader
 from zarrbuf.stats import ReadStats, StatsKeeper
+from zarrbuf.storage.fetching import RemoteObject, fetch
+from zarrbuf.storage.mmap import are_in_memory
 from zarrbuf.trajectory_archive import TrajectoryArchive
 
 PROBES: Final = 16

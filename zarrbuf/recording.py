@@ -14,10 +14,10 @@ from typing import Any, Final
 import numpy as np
 
 from zarrbuf.common.lru import LruCache
-from zarrbuf.fetching import FetchCost, fetch
 from zarrbuf.format import AnyArray, BatchField, batch_fields, decode_key, step_rows
 from zarrbuf.pictures import SHOWN_AS_STORED, ValueRange, image_size, is_image
 from zarrbuf.rows import IntArray, Row
+from zarrbuf.storage.fetching import FetchCost, fetch
 from zarrbuf.trajectory import to_tensor
 from zarrbuf.trajectory_archive import TrajectoryArchive
 

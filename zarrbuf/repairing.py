@@ -21,8 +21,6 @@ from zarrbuf.errors import NotFoundError
 from zarrbuf.folder_rescue import needs_writing, rescue_folder, write_rescued
 from zarrbuf.format import Schema
 from zarrbuf.layout import ROOT_NAME, commit_path
-from zarrbuf.local_storage import LocalStorage
-from zarrbuf.locations import Location, StorageOptions, open_storage
 from zarrbuf.log_remains import Remains, read_remains
 from zarrbuf.log_rescue import (
     ASIDE_DIR,
@@ -38,7 +36,9 @@ from zarrbuf.manifest import Snapshot
 from zarrbuf.rlinf_index import is_rlinf_folder, list_files
 from zarrbuf.rows import Rows
 from zarrbuf.sources import location_of
-from zarrbuf.storage import Storage
+from zarrbuf.storage.contract import Storage
+from zarrbuf.storage.local import LocalStorage
+from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
 from zarrbuf.verification import Verification, list_archives, verify_rows
 
 

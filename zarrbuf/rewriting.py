@@ -19,8 +19,6 @@ from zarrbuf.conversion import Conversion, Converter
 from zarrbuf.curation import read_archive
 from zarrbuf.destinations import Created, check_outside
 from zarrbuf.errors import ConflictError, InvalidInputError
-from zarrbuf.local_storage import LocalStorage
-from zarrbuf.locations import Location, StorageOptions, open_storage
 from zarrbuf.log_format import Action
 from zarrbuf.log_store import LogStore, listing_actions
 from zarrbuf.manifest import Snapshot
@@ -28,7 +26,9 @@ from zarrbuf.metadata import check_codec
 from zarrbuf.opening import open_store
 from zarrbuf.rows import Rows
 from zarrbuf.sources import location_of, open_log_store
-from zarrbuf.storage import TMP_DIR
+from zarrbuf.storage.contract import TMP_DIR
+from zarrbuf.storage.local import LocalStorage
+from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
 from zarrbuf.stores import known_name
 
 _AT_ONCE: Final = 8

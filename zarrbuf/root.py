@@ -16,7 +16,7 @@ from zarrbuf.errors import (
 )
 from zarrbuf.layout import ROOT_NAME
 from zarrbuf.metadata import check_spec, encode_json, parse_json
-from zarrbuf.storage import Outcome, Storage
+from zarrbuf.storage.contract import Outcome, Storage
 
 _COMMIT_METHODS: Final = ("link", "if-none-match", "generation", "lock", "single")
 

@@ -15,12 +15,12 @@ import torch
 from zarrbuf.batches import arrays_of, as_batch, new_arrays
 from zarrbuf.common.arguments import check_whole_number
 from zarrbuf.errors import EmptyBufferError
-from zarrbuf.fetching import FetchCost
 from zarrbuf.memory import BatchMemory
 from zarrbuf.prefetching import Prefetcher
 from zarrbuf.reader import BatchReader
 from zarrbuf.sampling import IntArray, Window, plan_batch
 from zarrbuf.stats import ReadStats
+from zarrbuf.storage.fetching import FetchCost
 from zarrbuf.trajectory_archive import TrajectoryArchive
 from zarrbuf.views import View
 

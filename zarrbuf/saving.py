@@ -25,16 +25,16 @@ from zarrbuf.opening import (
     open_or_create_log_store,
 )
 from zarrbuf.reader import BatchReader
-from zarrbuf.rlinf import RlinfStore
 from zarrbuf.rlinf_files import (
     discard_files,
     encode_trajectory_file,
     publish_files,
     stage_file,
 )
+from zarrbuf.rlinf_folder import RlinfStore
 from zarrbuf.rlinf_index import FileFormat, trajectory_name
 from zarrbuf.rows import Row, Rows
-from zarrbuf.storage import Outcome, Storage
+from zarrbuf.storage.contract import Outcome, Storage
 from zarrbuf.stores import TrajectoryStore
 from zarrbuf.trajectory import decode_trajectory
 from zarrbuf.trajectory_archive import TrajectoryArchive

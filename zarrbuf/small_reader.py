@@ -13,11 +13,11 @@ from typing import Final
 import numpy as np
 
 from zarrbuf.common.lru import LruCache
-from zarrbuf.fetching import FetchCost, RemoteObject, fetch
 from zarrbuf.format import AnyArray
 from zarrbuf.reading import Part, Reading
 from zarrbuf.sampling import IntArray
 from zarrbuf.small_fields import SmallTables, decode_small_fields
+from zarrbuf.storage.fetching import FetchCost, RemoteObject, fetch
 from zarrbuf.trajectory_archive import TrajectoryArchive
 
 MIN_TABLE_BYTES: Final = 16 << 20

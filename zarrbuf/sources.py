@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.locations import Location, StorageOptions, open_storage
 from zarrbuf.log_store import LogStore
 from zarrbuf.opening import open_store
+from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
 from zarrbuf.stores import TrajectoryStore
 
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from zarrbuf.encoding import EncodedTrajectory
-from zarrbuf.fetching import FetchCost
 from zarrbuf.format import Schema
 from zarrbuf.manifest import schema_id
 from zarrbuf.rlinf_index import trajectory_name
 from zarrbuf.rows import Row, Rows
+from zarrbuf.storage.fetching import FetchCost
 from zarrbuf.table import Stretch
 from zarrbuf.trajectory import Trajectory, decode_trajectory
 from zarrbuf.trajectory_archive import TrajectoryArchive

@@ -32,7 +32,7 @@ from zarrbuf.metadata import (
     check_spec,
     time_dimension,
 )
-from zarrbuf.sparse import SparseObject
+from zarrbuf.storage.sparse import SparseObject
 from zarrbuf.zipindex import directory_start, parse_zip
 
 IntArray = npt.NDArray[np.int64]

@@ -19,13 +19,13 @@ from zarrbuf.common.jobs import Progress, run_jobs
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.layout import TRAJECTORY_DIR, TRAJECTORY_PATH, trajectory_path
-from zarrbuf.locations import StorageOptions
 from zarrbuf.log_format import Action
 from zarrbuf.log_store import LogStore
 from zarrbuf.manifest import Snapshot
 from zarrbuf.rows import Rows
 from zarrbuf.sources import open_log_store
-from zarrbuf.storage import Storage
+from zarrbuf.storage.contract import Storage
+from zarrbuf.storage.resolve import StorageOptions
 
 GRACE_S: Final = 24 * 3600.0
 """Seconds that an archive is kept after the last list that had it was the newest."""

@@ -26,16 +26,16 @@ from zarrbuf.errors import (
 )
 from zarrbuf.format import Schema
 from zarrbuf.layout import ROOT_NAME, TRAJECTORY_DIR, TRAJECTORY_PATH, trajectory_path
-from zarrbuf.local_storage import LocalStorage
-from zarrbuf.locations import Location, StorageOptions, open_storage
 from zarrbuf.log_rescue import open_plans
 from zarrbuf.log_store import LogStore
 from zarrbuf.opening import open_store
-from zarrbuf.rlinf import RlinfStore
+from zarrbuf.rlinf_folder import RlinfStore
 from zarrbuf.rlinf_index import check_no_version, is_rlinf_folder
 from zarrbuf.rows import UNKNOWN_SCHEMA, Row, Rows
 from zarrbuf.sources import location_of
-from zarrbuf.storage import Storage
+from zarrbuf.storage.contract import Storage
+from zarrbuf.storage.local import LocalStorage
+from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
 from zarrbuf.stores import TrajectoryStore, known_name
 from zarrbuf.trajectory import decode_trajectory
 from zarrbuf.trajectory_archive import TrajectoryArchive

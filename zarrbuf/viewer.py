@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 
 from zarrbuf.common.printing import printable
 from zarrbuf.errors import InvalidInputError, ZarrbufError
-from zarrbuf.locations import Location, StorageOptions
 from zarrbuf.navigation import Place, check_place
 from zarrbuf.playback import open_playback
 from zarrbuf.prompt import Prompt
@@ -30,6 +29,7 @@ from zarrbuf.scenes import (
     check_camera,
     check_layout,
 )
+from zarrbuf.storage.resolve import Location, StorageOptions
 from zarrbuf.viewing import Viewing
 from zarrbuf.visualize import (
     FIGURE_INCHES,

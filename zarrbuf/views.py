@@ -16,12 +16,12 @@ from typing import Final
 import numpy as np
 
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.fetching import FetchCost
 from zarrbuf.format import BatchField, FieldSpec, Schema
 from zarrbuf.reader import BatchReader
 from zarrbuf.rows import UNKNOWN_SCHEMA, IntArray, Row, Rows
 from zarrbuf.sampling import Span, Window, window_start
 from zarrbuf.small_fields import sorted_fields
+from zarrbuf.storage.fetching import FetchCost
 from zarrbuf.stores import TrajectoryStore, known_name
 from zarrbuf.table import Stretch
 from zarrbuf.trajectory_archive import TrajectoryArchive

@@ -11,8 +11,8 @@ import torch
 from support.batches import generator
 
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
-from zarrbuf.object_storage import ObjectStorage
-from zarrbuf.storage import Range
+from zarrbuf.storage.contract import Range
+from zarrbuf.storage.object_store import ObjectStorage
 
 
 def memory_url() -> str:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zarrbuf.locations import open_storage
-from zarrbuf.storage import Storage
+from zarrbuf.storage.contract import Storage
+from zarrbuf.storage.resolve import open_storage
 
 PROXY = Path(__file__).with_name("fault_proxy.py")
 CREDENTIALS = {"key": "test-key", "secret": "test-secret", "region": "us-east-1"}

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.encoding import encode_trajectory
 from zarrbuf.format import STORED_DTYPE, AnyArray
-from zarrbuf.locations import open_storage
-from zarrbuf.object_storage import ObjectStorage
 from zarrbuf.rows import Row
-from zarrbuf.storage import Storage
+from zarrbuf.storage.contract import Storage
+from zarrbuf.storage.object_store import ObjectStorage
+from zarrbuf.storage.resolve import open_storage
 from zarrbuf.trajectory import Trajectory
 from zarrbuf.zipindex import encode_zip, parse_zip
 

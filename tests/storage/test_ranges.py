@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zarrbuf.ranges import IntArray, merge_ranges
+from zarrbuf.storage.ranges import IntArray, merge_ranges
 
 SIZE = 60
 

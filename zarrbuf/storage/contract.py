@@ -12,8 +12,8 @@ import enum
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final, NamedTuple
 
-from zarrbuf.disk_cache import DiskCache
 from zarrbuf.errors import FormatError, InvalidInputError, NotFoundError, StorageError
+from zarrbuf.storage.block_cache import DiskCache
 
 TMP_DIR: Final = "tmp"
 """Where storages keep what is not finished, and what is only tried."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from zarrbuf.errors import InvalidInputError, StorageError
-from zarrbuf.ranges import BLOCK_BYTES
+from zarrbuf.storage.ranges import BLOCK_BYTES
 
 _MARKER: Final = "zarrbuf-cache"
 _TEXT: Final = b"A cache of zarrbuf's: it may be deleted at any time.\n"

@@ -14,8 +14,8 @@ from typing import Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from zarrbuf.sparse import SparseObject
-from zarrbuf.storage import Range, Storage
+from zarrbuf.storage.contract import Range, Storage
+from zarrbuf.storage.sparse import SparseObject
 
 IntArray = npt.NDArray[np.int64]
 Result = TypeVar("Result")

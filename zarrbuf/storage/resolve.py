@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from zarrbuf.disk_cache import DiskCache
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.local_storage import LocalStorage
-from zarrbuf.object_client import PROTOCOLS, ObjectClient
-from zarrbuf.object_options import secrets_of
-from zarrbuf.object_storage import ObjectStorage, root_of
-from zarrbuf.storage import Storage
+from zarrbuf.storage.block_cache import DiskCache
+from zarrbuf.storage.contract import Storage
+from zarrbuf.storage.local import LocalStorage
+from zarrbuf.storage.object_client import PROTOCOLS, ObjectClient
+from zarrbuf.storage.object_options import secrets_of
+from zarrbuf.storage.object_store import ObjectStorage, root_of
 
 Location = str | os.PathLike[str]
 StorageOptions = Mapping[str, Any]

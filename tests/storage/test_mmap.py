@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from support.batches import assert_same_batch, draw, generator
 from support.trajectories import make_trajectory
 
-from zarrbuf import TrajectoryReplayBuffer, mapping
-from zarrbuf.local_storage import LocalStorage
-from zarrbuf.mapping import TAIL_BYTES, are_in_memory, map_file, will_need
+from zarrbuf import TrajectoryReplayBuffer
+from zarrbuf.storage import mmap as mapping
+from zarrbuf.storage.local import LocalStorage
+from zarrbuf.storage.mmap import TAIL_BYTES, are_in_memory, map_file, will_need
 
 PAGE = mmap.PAGESIZE
 SIZES = [

@@ -11,7 +11,7 @@ from support.remote import loaded, save, with_cameras
 from support.s3 import GCS
 
 from zarrbuf.errors import NotFoundError, StorageError, StorageRefusedError
-from zarrbuf.storage import Outcome, Range
+from zarrbuf.storage.contract import Outcome, Range
 
 NAME = "manifest/00000000000000000001.json"
 

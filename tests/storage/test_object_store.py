@@ -18,10 +18,10 @@ from zarrbuf.errors import (
     NotFoundError,
     StorageError,
 )
-from zarrbuf.locations import open_storage
-from zarrbuf.object_client import ObjectClient, Request
-from zarrbuf.object_faults import Fault, RequestError, fault_of
-from zarrbuf.storage import Outcome, Range, Storage
+from zarrbuf.storage.contract import Outcome, Range, Storage
+from zarrbuf.storage.object_client import ObjectClient, Request
+from zarrbuf.storage.object_faults import Fault, RequestError, fault_of
+from zarrbuf.storage.resolve import open_storage
 
 CLIENTS = ("s3fs", "obstore")
 NAME = "manifest/00000000000000000001.json"

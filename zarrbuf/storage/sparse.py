@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrbuf.errors import FormatError
-from zarrbuf.ranges import BLOCK_BYTES, merge_ranges
+from zarrbuf.storage.ranges import BLOCK_BYTES, merge_ranges
 
 IntArray = npt.NDArray[np.int64]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from zarrbuf.errors import InvalidInputError, StorageError
-from zarrbuf.local_files import write_whole
+from zarrbuf.storage.files import write_whole
 
 
 def put(data: bytes, name: str) -> None:

@@ -16,8 +16,15 @@ from typing import Final, NoReturn
 
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import NotFoundError, StorageError
-from zarrbuf.mapping import map_file
-from zarrbuf.storage import TMP_DIR, Outcome, Range, Storage, checked_name, short_object
+from zarrbuf.storage.contract import (
+    TMP_DIR,
+    Outcome,
+    Range,
+    Storage,
+    checked_name,
+    short_object,
+)
+from zarrbuf.storage.mmap import map_file
 
 _TRIES: Final = 5
 

@@ -18,11 +18,11 @@ import pytest
 from support.s3 import GCS, S3
 from support.trajectories import MemoryStorage
 
-from zarrbuf import local_storage as storage_module
 from zarrbuf.errors import InvalidInputError, NotFoundError, StorageError
-from zarrbuf.local_storage import LocalStorage
-from zarrbuf.locations import open_storage
-from zarrbuf.storage import Outcome, Storage
+from zarrbuf.storage import local as storage_module
+from zarrbuf.storage.contract import Outcome, Storage
+from zarrbuf.storage.local import LocalStorage
+from zarrbuf.storage.resolve import open_storage
 
 NAME = "manifest/00000000000000000001.json"
 HOSTILE_NAMES = [

@@ -15,8 +15,8 @@ from support.remote import loaded, save, with_cameras
 
 from zarrbuf import TrajectoryReplayBuffer, list_buffer, verify
 from zarrbuf.errors import NotFoundError, StorageError
-from zarrbuf.locations import open_storage
-from zarrbuf.storage import Outcome
+from zarrbuf.storage.contract import Outcome
+from zarrbuf.storage.resolve import open_storage
 
 
 class Handler(SimpleHTTPRequestHandler):

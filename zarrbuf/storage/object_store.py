@@ -11,9 +11,16 @@ from typing import Any, ClassVar, Final, NoReturn
 
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import NotFoundError, StorageError, StorageRefusedError
-from zarrbuf.object_client import ObjectClient, Request
-from zarrbuf.object_faults import Fault, RequestError
-from zarrbuf.storage import TMP_DIR, Outcome, Range, Storage, checked_name, short_object
+from zarrbuf.storage.contract import (
+    TMP_DIR,
+    Outcome,
+    Range,
+    Storage,
+    checked_name,
+    short_object,
+)
+from zarrbuf.storage.object_client import ObjectClient, Request
+from zarrbuf.storage.object_faults import Fault, RequestError
 
 _COMMIT_METHODS: Final = {"s3": "if-none-match", "gs": "generation", "memory": "lock"}
 _SHORT_TRIES: Final = 3

@@ -18,9 +18,9 @@ from support.batches import assert_same_batch, draw, generator
 from support.remote import Asked, loaded, memory_url, save, with_cameras
 
 from zarrbuf import TrajectoryReplayBuffer
-from zarrbuf.disk_cache import DiskCache
 from zarrbuf.errors import InvalidInputError, StorageError
-from zarrbuf.ranges import BLOCK_BYTES
+from zarrbuf.storage.block_cache import DiskCache
+from zarrbuf.storage.ranges import BLOCK_BYTES
 
 SIZE = 9 * BLOCK_BYTES + 100
 

@@ -25,8 +25,13 @@ import fsspec.asyn
 
 from zarrbuf.common.background import EndingError, UnderWay
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.object_faults import Fault, RequestError, ShortAnswerError, fault_of
-from zarrbuf.object_options import translate_options
+from zarrbuf.storage.object_faults import (
+    Fault,
+    RequestError,
+    ShortAnswerError,
+    fault_of,
+)
+from zarrbuf.storage.object_options import translate_options
 
 MAX_REQUESTS: Final = 64
 """Requests under way at once. 600 ranges at 30 ms each, s3fs: 64 and 256 at once took
