@@ -22,8 +22,8 @@ from benchmarks.options import Options, say
 from benchmarks.tables import Target, mb
 from benchmarks.timing import timed
 from zarrbuf import TrajectoryReplayBuffer, merge, split
+from zarrbuf.archive.spec import FieldSpec
 from zarrbuf.commits import create_log
-from zarrbuf.format import FieldSpec
 from zarrbuf.log_store import listing_actions
 from zarrbuf.manifest import schema_id
 from zarrbuf.rows import FIXED_DTYPE, Rows

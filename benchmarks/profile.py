@@ -25,11 +25,13 @@ import torch
 
 from benchmarks.data import DataSet
 from benchmarks.timing import page_faults, timed
-from zarrbuf import Trajectory, TrajectoryReplayBuffer, chunks, parallel
-from zarrbuf.chunks import ChunkReads, crc32c
+from zarrbuf import Trajectory, TrajectoryReplayBuffer
+from zarrbuf.archive import chunks
+from zarrbuf.archive import decode as parallel
+from zarrbuf.archive.chunks import ChunkReads, crc32c
+from zarrbuf.archive.compiled import have_loops
 from zarrbuf.common.thread_pool import Workers
 from zarrbuf.common.uuids import new_uuid
-from zarrbuf.compiled import have_loops
 from zarrbuf.encoding import encode_trajectory
 from zarrbuf.log_store import LogStore
 from zarrbuf.opening import open_store

@@ -23,9 +23,9 @@ from support.trajectories import (
 )
 
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
+from zarrbuf.archive.spec import STORED_DTYPE, BatchField, FieldSpec
 from zarrbuf.batches import arrays_of, as_batch, new_arrays
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.format import STORED_DTYPE, BatchField, FieldSpec
 from zarrbuf.memory import BatchMemory
 
 Tensor = torch.Tensor

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from support.trajectories import MemoryStorage
 
 from zarrbuf import checkpoints, commits
-from zarrbuf.archive import Archive
+from zarrbuf.archive.group import Archive
+from zarrbuf.archive.spec import FieldSpec
 from zarrbuf.checkpoints import (
     damaged_checkpoints,
     encode_checkpoint,
@@ -34,7 +35,6 @@ from zarrbuf.errors import (
     StorageError,
     UnsupportedVersionError,
 )
-from zarrbuf.format import FieldSpec
 from zarrbuf.layout import checkpoint_path
 from zarrbuf.log_format import Action, SegmentRef, seal
 from zarrbuf.manifest import Snapshot, schema_id

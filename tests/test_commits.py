@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from support.trajectories import MemoryStorage
 
 from zarrbuf import commits
+from zarrbuf.archive.spec import FieldSpec
 from zarrbuf.commits import (
     CommitLog,
     create_log,
@@ -40,7 +41,6 @@ from zarrbuf.errors import (
     StorageError,
     UnsupportedVersionError,
 )
-from zarrbuf.format import FieldSpec
 from zarrbuf.layout import commit_path
 from zarrbuf.log_format import MAX_COMMIT_BYTES, Action, seal, sha256_hex
 from zarrbuf.manifest import Snapshot, schema_id

@@ -140,7 +140,7 @@ def test_a_child_forked_while_another_thread_stores_goes_on(delay_s: float) -> N
 
 OUTSIDE = """
 import numpy as np
-from zarrbuf.parallel import scatter_rows
+from zarrbuf.archive.decode import scatter_rows
 sources, rows = np.zeros(1, np.uint64), np.zeros(1, np.int64)
 try:
     scatter_rows(sources, 8, [8], [np.zeros((1, 1))], rows)
@@ -158,7 +158,7 @@ def test_addresses_are_checked_when_python_leaves_asserts_out() -> None:
 WITHOUT_COMPILER = """
 import torch
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
-from zarrbuf.compiled import have_loops
+from zarrbuf.archive.compiled import have_loops
 buffer = TrajectoryReplayBuffer()
 steps = torch.arange(6.0).reshape(3, 2, 1)
 frames = steps[..., None, None].to(torch.uint8).expand(3, 2, 40, 40, 3).contiguous()

@@ -15,8 +15,9 @@ import support.trajectories
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zarrbuf.archive.spec import STORED_DTYPE, FieldSpec
+from zarrbuf.archive.zarr_json import encode_json
 from zarrbuf.errors import FormatError, UnsupportedVersionError
-from zarrbuf.format import STORED_DTYPE, FieldSpec
 from zarrbuf.log_format import (
     MAX_COMMIT_BYTES,
     Action,
@@ -36,7 +37,6 @@ from zarrbuf.manifest import (
     schema_id,
     schema_json,
 )
-from zarrbuf.metadata import encode_json
 from zarrbuf.rows import Row, Rows
 
 FIELDS = {"rewards": FieldSpec("float32", (1,), "step")}

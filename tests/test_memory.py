@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zarrbuf import TrajectoryReplayBuffer
-from zarrbuf.format import STORED_DTYPE, AnyArray
+from zarrbuf.archive.spec import STORED_DTYPE, AnyArray
 from zarrbuf.memory import MIN_KEPT_BYTES, BatchMemory, can_pin
 from zarrbuf.trajectory import Trajectory
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from zarrbuf.format import FieldSpec
+from zarrbuf.archive.spec import FieldSpec
 from zarrbuf.pictures import (
     GAP,
     ValueRange,

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from support.batches import leaves
 from support.trajectories import make_trajectory, stored
 
+from zarrbuf.archive.spec import AnyArray, BatchField
 from zarrbuf.batches import as_batch, new_arrays
 from zarrbuf.common.thread_pool import Workers
 from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import FormatError
-from zarrbuf.format import AnyArray, BatchField
 from zarrbuf.memory import BatchMemory
 from zarrbuf.reader import BatchReader
 from zarrbuf.sampling import IntArray, Window, plan_batch

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from support.s3 import S3
 
+from zarrbuf.archive.spec import FieldSpec
 from zarrbuf.commits import list_versions, open_log, open_or_create_log
-from zarrbuf.format import FieldSpec
 from zarrbuf.manifest import schema_id
 
 FIELDS = {"rewards": FieldSpec("float32", (1,), "step")}

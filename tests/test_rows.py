@@ -14,10 +14,10 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zarrbuf.archive import Archive, FieldArray, encode_archive
+from zarrbuf.archive.group import Archive, FieldArray, encode_archive
+from zarrbuf.archive.zarr_json import encode_json, parse_json
 from zarrbuf.errors import FormatError, UnsupportedVersionError
 from zarrbuf.layout import trajectory_path
-from zarrbuf.metadata import encode_json, parse_json
 from zarrbuf.rows import MAX_SEGMENT_ROWS, Row, Rows, parse_add
 from zarrbuf.segments import encode_segment, parse_segment
 from zarrbuf.texts import TextColumn

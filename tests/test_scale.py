@@ -20,13 +20,13 @@ from support.trajectories import MemoryStorage, make_trajectory
 
 from zarrbuf import TrajectoryReplayBuffer
 from zarrbuf import memory_store as memory_store_module
+from zarrbuf.archive.spec import FieldSpec
 from zarrbuf.checkpoints import write_checkpoint, write_segments
 from zarrbuf.commits import CommitLog, open_log, open_or_create_log
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.contents import Contents
 from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import ConflictError, StorageError
-from zarrbuf.format import FieldSpec
 from zarrbuf.log_format import Action
 from zarrbuf.log_store import LogStore
 from zarrbuf.manifest import Snapshot, schema_id

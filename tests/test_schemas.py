@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from support.paths import ROOT
 
 from zarrbuf import commits
-from zarrbuf.archive import Archive, FieldArray, encode_archive
+from zarrbuf.archive.group import Archive, FieldArray, encode_archive
+from zarrbuf.archive.spec import STORED_DTYPE, FieldSpec
+from zarrbuf.archive.zarr_json import encode_json
 from zarrbuf.checkpoints import parse_checkpoint, write_segments
 from zarrbuf.commits import open_or_create_log
 from zarrbuf.errors import FormatError, UnsupportedVersionError
-from zarrbuf.format import STORED_DTYPE, FieldSpec
 from zarrbuf.log_format import SegmentRef, parse_commit, seal, sha256_hex, unseal
 from zarrbuf.manifest import Snapshot, apply_commits, schema_id, schema_json
-from zarrbuf.metadata import encode_json
 from zarrbuf.root import encode_root, parse_root
 from zarrbuf.rows import Row, Rows
 from zarrbuf.segments import encode_segment, parse_segment

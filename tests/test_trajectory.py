@@ -25,11 +25,11 @@ from support.trajectories import (
     trajectories,
 )
 
-from zarrbuf.chunks import crc32c
+from zarrbuf.archive.chunks import crc32c
+from zarrbuf.archive.spec import TENSOR_FIELDS, AnyArray
+from zarrbuf.archive.zarr_json import CODECS, CodecName
 from zarrbuf.encoding import EncodedTrajectory, encode_trajectory
 from zarrbuf.errors import FormatError
-from zarrbuf.format import TENSOR_FIELDS, AnyArray
-from zarrbuf.metadata import CODECS, CodecName
 from zarrbuf.trajectory import (
     Trajectory,
     decode_trajectory,

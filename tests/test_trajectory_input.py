@@ -12,10 +12,10 @@ import pytest
 import torch
 from support.trajectories import UUID, assert_same_trajectory, contents_of
 
+from zarrbuf.archive.spec import EXTRA_ROWS, TENSOR_FIELDS
+from zarrbuf.archive.zarr_json import MAX_METADATA_BYTES
 from zarrbuf.encoding import EncodedTrajectory, encode_trajectory
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.format import EXTRA_ROWS, TENSOR_FIELDS
-from zarrbuf.metadata import MAX_METADATA_BYTES
 from zarrbuf.trajectory import Trajectory, decode_trajectory
 from zarrbuf.trajectory_archive import TrajectoryArchive
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from zarrbuf.chunks import address_of
+from zarrbuf.archive.chunks import address_of
+from zarrbuf.archive.spec import STORED_DTYPE, AnyArray, BatchField, decode_key
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.format import STORED_DTYPE, AnyArray, BatchField, decode_key
 from zarrbuf.memory import BatchMemory
 from zarrbuf.trajectory import Tensor, nest, to_tensor
 

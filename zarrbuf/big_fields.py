@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from zarrbuf.chunks import ChunkReads
+from zarrbuf.archive.chunks import ChunkReads
+from zarrbuf.archive.spec import AnyArray, BatchField, step_rows
 from zarrbuf.errors import FormatError
-from zarrbuf.format import AnyArray, BatchField, step_rows
 from zarrbuf.sampling import IntArray, ReadPlan
 from zarrbuf.trajectory_archive import TrajectoryArchive
 

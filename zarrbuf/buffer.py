@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from zarrbuf.archive.zarr_json import check_codec
 from zarrbuf.common.arguments import check_interval, check_whole_number
 from zarrbuf.common.background import Repeater
 from zarrbuf.common.thread_pool import Workers, default_num_threads
@@ -21,7 +22,6 @@ from zarrbuf.draws import Draws
 from zarrbuf.encoding import encode_trajectory
 from zarrbuf.memory import BatchMemory, can_pin
 from zarrbuf.memory_store import MemoryStore
-from zarrbuf.metadata import check_codec
 from zarrbuf.opening import (
     check_format,
     default_path,

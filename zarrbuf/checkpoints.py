@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from zarrbuf.archive.zarr_json import check_spec
 from zarrbuf.errors import FormatError, NotFoundError
 from zarrbuf.layout import (
     CHECKPOINT_DIR,
@@ -30,7 +31,6 @@ from zarrbuf.log_format import (
     unseal,
 )
 from zarrbuf.manifest import Snapshot, parse_schemas, removed_ranges, schema_json
-from zarrbuf.metadata import check_spec
 from zarrbuf.rows import MAX_SEGMENT_ROWS, Rows
 from zarrbuf.segments import encode_segment, parse_segment
 from zarrbuf.storage.contract import Storage

@@ -14,10 +14,10 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
+from zarrbuf.archive.spec import AnyArray
 from zarrbuf.common.arguments import check_whole_number
 from zarrbuf.common.jobs import Progress
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.format import AnyArray
 from zarrbuf.pictures import Picture, beside, shrink, to_picture
 from zarrbuf.playback import open_playback
 from zarrbuf.recording import Recording

@@ -13,9 +13,9 @@ import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
+from zarrbuf.archive.spec import BatchField
 from zarrbuf.encoding import EncodedTrajectory
 from zarrbuf.errors import TrajectoryNotFoundError
-from zarrbuf.format import BatchField
 from zarrbuf.memory_store import MemoryStore
 from zarrbuf.reader import BatchReader
 from zarrbuf.rows import Row, Rows

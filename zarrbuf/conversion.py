@@ -14,7 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from zarrbuf.chunks import crc32c
+from zarrbuf.archive.chunks import crc32c
+from zarrbuf.archive.spec import Schema
+from zarrbuf.archive.zarr_json import CodecName, check_codec
 from zarrbuf.common.arguments import check_whole_number
 from zarrbuf.common.jobs import Progress, run_jobs
 from zarrbuf.common.thread_pool import default_num_threads
@@ -22,12 +24,10 @@ from zarrbuf.comparing import compare_trajectories
 from zarrbuf.destinations import Created, check_empty, check_outside
 from zarrbuf.encoding import EncodedTrajectory, describe_trajectory, encode_trajectory
 from zarrbuf.errors import InvalidInputError, StorageError
-from zarrbuf.format import Schema
 from zarrbuf.layout import DIRECTORIES, trajectory_path
 from zarrbuf.log_format import Action
 from zarrbuf.log_store import listing_actions
 from zarrbuf.manifest import Snapshot
-from zarrbuf.metadata import CodecName, check_codec
 from zarrbuf.opening import check_format, open_store
 from zarrbuf.rlinf_files import encode_trajectory_file, read_trajectory_file
 from zarrbuf.rlinf_index import (

@@ -16,8 +16,9 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from zarrbuf.archive.chunks import crc32c
+from zarrbuf.archive.spec import Schema
 from zarrbuf.bases import Base, make_base
-from zarrbuf.chunks import crc32c
 from zarrbuf.common.jobs import Progress, run_jobs
 from zarrbuf.destinations import Created, check_empty
 from zarrbuf.errors import (
@@ -27,7 +28,6 @@ from zarrbuf.errors import (
     StorageError,
     ZarrbufError,
 )
-from zarrbuf.format import Schema
 from zarrbuf.layout import TRAJECTORY_DIR, commit_path
 from zarrbuf.log_format import Action
 from zarrbuf.log_store import LogStore, listing_actions

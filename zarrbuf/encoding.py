@@ -17,11 +17,10 @@ import numpy as np
 import torch
 from numpy.ma import MaskedArray
 
-from zarrbuf.archive import FieldArray, encode_archive
-from zarrbuf.chunks import crc32c
-from zarrbuf.common.thread_pool import Workers
-from zarrbuf.errors import InvalidInputError
-from zarrbuf.format import (
+from zarrbuf.archive.chunks import crc32c
+from zarrbuf.archive.decode import encode_rows
+from zarrbuf.archive.group import FieldArray, encode_archive
+from zarrbuf.archive.spec import (
     DICT_FIELDS,
     EXTRA_ROWS,
     MAX_WEIGHTS_ID,
@@ -33,14 +32,15 @@ from zarrbuf.format import (
     encode_key,
     is_weights_id,
 )
-from zarrbuf.metadata import (
+from zarrbuf.archive.zarr_json import (
     METADATA_NAME,
     CodecName,
     encode_group_metadata,
     parse_json,
     time_dimension,
 )
-from zarrbuf.parallel import encode_rows
+from zarrbuf.common.thread_pool import Workers
+from zarrbuf.errors import InvalidInputError
 from zarrbuf.summaries import summarize
 from zarrbuf.trajectory import Tensor, flatten_trajectory, to_tensor
 from zarrbuf.trajectory_archive import TrajectoryArchive, TrajectoryHeader

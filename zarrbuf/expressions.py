@@ -17,8 +17,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from zarrbuf.archive.spec import AnyArray
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.format import AnyArray
 from zarrbuf.rows import IntArray, Rows
 
 MAX_TEXT: Final = 4096

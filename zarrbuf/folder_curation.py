@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from zarrbuf.archive.spec import Schema
 from zarrbuf.common.jobs import Progress
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.destinations import Created, check_empty
 from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.format import Schema
 from zarrbuf.layout import DIRECTORIES
 from zarrbuf.rlinf_folder import RlinfStore
 from zarrbuf.rlinf_index import (

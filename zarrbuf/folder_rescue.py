@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from zarrbuf.archive.spec import is_weights_id
+from zarrbuf.archive.zarr_json import parse_json
 from zarrbuf.common.jobs import Progress
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.encoding import trajectory_shape
 from zarrbuf.errors import FormatError, StorageError, ZarrbufError
-from zarrbuf.format import is_weights_id
-from zarrbuf.metadata import parse_json
 from zarrbuf.rlinf_files import read_trajectory_file, replace_file
 from zarrbuf.rlinf_index import (
     FILE_FORMATS,

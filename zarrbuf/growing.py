@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from zarrbuf.format import AnyArray
+from zarrbuf.archive.spec import AnyArray
 from zarrbuf.texts import TextColumn
 
 _MIN_ROOM: Final = 64

@@ -10,9 +10,9 @@ from typing import Final
 
 import numpy as np
 
+from zarrbuf.archive.spec import AnyArray
 from zarrbuf.curves import ENDINGS, Curves
 from zarrbuf.errors import ZarrbufError
-from zarrbuf.format import AnyArray
 from zarrbuf.navigation import Place
 from zarrbuf.playback import Playback
 from zarrbuf.recording import Recording

@@ -16,9 +16,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from zarrbuf.archive.zarr_json import check_spec, encode_json, parse_json
 from zarrbuf.errors import FormatError
 from zarrbuf.layout import SEGMENT_PATH, TRAJECTORY_PATH
-from zarrbuf.metadata import check_spec, encode_json, parse_json
 from zarrbuf.rows import MAX_SEGMENT_ROWS
 
 Action = Mapping[str, Any]

@@ -12,10 +12,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from zarrbuf.archive.spec import Schema
 from zarrbuf.checkpoints import newer_checkpoint, read_segment
 from zarrbuf.commits import CommitLog
 from zarrbuf.errors import FormatError, NotFoundError, UnsupportedVersionError
-from zarrbuf.format import Schema
 from zarrbuf.layout import COMMIT_NAME, MANIFEST_DIR, commit_path
 from zarrbuf.log_format import Commit, SegmentRef, parse_lone_commit
 from zarrbuf.manifest import Snapshot, parse_schemas

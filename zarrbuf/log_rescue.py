@@ -14,11 +14,11 @@ from typing import Any, Final
 
 import numpy as np
 
+from zarrbuf.archive.spec import Schema
 from zarrbuf.checkpoints import read_segment, write_segments
 from zarrbuf.commits import CommitLog
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import FormatError, StorageError
-from zarrbuf.format import Schema
 from zarrbuf.layout import CHECKPOINT_DIR, CHECKPOINT_NAME
 from zarrbuf.log_format import Action, SegmentRef
 from zarrbuf.log_remains import Remains, without

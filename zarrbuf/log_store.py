@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from zarrbuf.archive.spec import Schema
+from zarrbuf.archive.zarr_json import CodecName
 from zarrbuf.bases import Bases
 from zarrbuf.checkpoints import write_segments
 from zarrbuf.commits import CommitLog, open_log, open_or_create_log
@@ -23,10 +25,8 @@ from zarrbuf.errors import (
     StorageError,
     ZarrbufError,
 )
-from zarrbuf.format import Schema
 from zarrbuf.log_format import MAX_ADDS, Action
 from zarrbuf.manifest import Snapshot, schema_id
-from zarrbuf.metadata import CodecName
 from zarrbuf.rows import Row, Rows
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.fetching import FetchCost, RemoteObject, fetch_in_steps

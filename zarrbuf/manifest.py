@@ -14,10 +14,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from zarrbuf.archive.spec import FieldSpec, parse_schema
+from zarrbuf.archive.zarr_json import encode_json
 from zarrbuf.errors import FormatError
-from zarrbuf.format import FieldSpec, parse_schema
 from zarrbuf.log_format import Action, Commit, SegmentRef, sha256_hex
-from zarrbuf.metadata import encode_json
 from zarrbuf.rows import IntArray, Rows, parse_add
 from zarrbuf.table import RowTable
 

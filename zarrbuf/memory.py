@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from zarrbuf.format import AnyArray
+from zarrbuf.archive.spec import AnyArray
 
 Bytes = npt.NDArray[np.uint8]
 

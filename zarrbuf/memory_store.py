@@ -10,8 +10,8 @@ import weakref
 from collections.abc import Collection, Sequence
 from typing import Final
 
+from zarrbuf.archive.spec import Schema
 from zarrbuf.errors import NotFoundError
-from zarrbuf.format import Schema
 from zarrbuf.rows import Row, Rows
 from zarrbuf.stores import NewTrajectory, TrajectoryStore, known_name
 from zarrbuf.table import RowTable, Stretch

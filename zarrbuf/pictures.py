@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from zarrbuf.format import AnyArray, FieldSpec
+from zarrbuf.archive.spec import AnyArray, FieldSpec
 
 Picture = npt.NDArray[np.uint8]
 """[H, W, 3]."""

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from zarrbuf.archive.spec import AnyArray
 from zarrbuf.common.lru import LruCache
 from zarrbuf.errors import EmptyBufferError, InvalidInputError, TrajectoryNotFoundError
-from zarrbuf.format import AnyArray
 from zarrbuf.opening import open_store
 from zarrbuf.recording import ChunkKey, PlaybackStats, Recording
 from zarrbuf.rows import Rows

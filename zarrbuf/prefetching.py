@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
+from zarrbuf.archive.spec import BatchField
 from zarrbuf.common.background import BackgroundThread
-from zarrbuf.format import BatchField
 from zarrbuf.reader import BatchReader
 from zarrbuf.reading import Trajectories
 from zarrbuf.sampling import IntArray, Window, plan_batch

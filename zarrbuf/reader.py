@@ -11,13 +11,13 @@ from typing import Final
 
 import numpy as np
 
+from zarrbuf.archive.chunks import ChunkReads
+from zarrbuf.archive.compiled import compile_reading
+from zarrbuf.archive.decode import decode_reads
+from zarrbuf.archive.spec import AnyArray, BatchField
 from zarrbuf.big_fields import plan_chunks
-from zarrbuf.chunks import ChunkReads
 from zarrbuf.common.thread_pool import Workers
-from zarrbuf.compiled import compile_reading
-from zarrbuf.format import AnyArray, BatchField
 from zarrbuf.opened import MAX_GROUPS, OpenArchives
-from zarrbuf.parallel import decode_reads
 from zarrbuf.reading import Part, Reading, Trajectories
 from zarrbuf.sampling import IntArray, ReadPlan
 from zarrbuf.small_reader import SmallReader

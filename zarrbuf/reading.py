@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from zarrbuf.format import AnyArray, BatchField
+from zarrbuf.archive.spec import AnyArray, BatchField
 from zarrbuf.sampling import IntArray, ReadPlan, Window
 from zarrbuf.stats import ReadStats
 from zarrbuf.storage.fetching import FetchCost

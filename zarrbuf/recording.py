@@ -13,8 +13,14 @@ from typing import Any, Final
 
 import numpy as np
 
+from zarrbuf.archive.spec import (
+    AnyArray,
+    BatchField,
+    batch_fields,
+    decode_key,
+    step_rows,
+)
 from zarrbuf.common.lru import LruCache
-from zarrbuf.format import AnyArray, BatchField, batch_fields, decode_key, step_rows
 from zarrbuf.pictures import SHOWN_AS_STORED, ValueRange, image_size, is_image
 from zarrbuf.rows import IntArray, Row
 from zarrbuf.storage.fetching import FetchCost, fetch

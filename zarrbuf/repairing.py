@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from zarrbuf.archive.spec import Schema
 from zarrbuf.checkpoints import damaged_checkpoints
 from zarrbuf.commits import CommitLog
 from zarrbuf.common.jobs import Progress
 from zarrbuf.errors import NotFoundError
 from zarrbuf.folder_rescue import needs_writing, rescue_folder, write_rescued
-from zarrbuf.format import Schema
 from zarrbuf.layout import ROOT_NAME, commit_path
 from zarrbuf.log_remains import Remains, read_remains
 from zarrbuf.log_rescue import (

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final
 
+from zarrbuf.archive.zarr_json import check_codec
 from zarrbuf.common.arguments import check_whole_number
 from zarrbuf.common.jobs import Progress, run_jobs
 from zarrbuf.common.thread_pool import default_num_threads
@@ -22,7 +23,6 @@ from zarrbuf.errors import ConflictError, InvalidInputError
 from zarrbuf.log_format import Action
 from zarrbuf.log_store import LogStore, listing_actions
 from zarrbuf.manifest import Snapshot
-from zarrbuf.metadata import check_codec
 from zarrbuf.opening import open_store
 from zarrbuf.rows import Rows
 from zarrbuf.sources import location_of, open_log_store

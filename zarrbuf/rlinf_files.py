@@ -19,9 +19,9 @@ from typing import Any, Final
 
 import torch
 
+from zarrbuf.archive.spec import DICT_FIELDS, TENSOR_FIELDS
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import FormatError, NotFoundError, StorageError
-from zarrbuf.format import DICT_FIELDS, TENSOR_FIELDS
 from zarrbuf.rlinf_index import FileFormat
 from zarrbuf.trajectory import Trajectory
 from zarrbuf.unpickle import parse_pickle

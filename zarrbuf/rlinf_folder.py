@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from zarrbuf.archive.spec import Schema
 from zarrbuf.encoding import encode_trajectory, trajectory_shape
 from zarrbuf.errors import (
     FormatError,
@@ -19,7 +20,6 @@ from zarrbuf.errors import (
     NotFoundError,
     StorageError,
 )
-from zarrbuf.format import Schema
 from zarrbuf.rlinf_files import (
     encode_trajectory_file,
     read_trajectory_file,

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from zarrbuf.archive.spec import is_weights_id
+from zarrbuf.archive.zarr_json import parse_json
 from zarrbuf.errors import FormatError, InvalidInputError, NotFoundError, StorageError
-from zarrbuf.format import is_weights_id
-from zarrbuf.metadata import parse_json
 from zarrbuf.rows import MAX_SAMPLES, UNKNOWN_SCHEMA, Row
 
 FileFormat = Literal["pt", "pkl"]

@@ -7,6 +7,7 @@ import re
 import time
 from typing import Any, Final
 
+from zarrbuf.archive.zarr_json import check_spec, encode_json, parse_json
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import (
     ConflictError,
@@ -15,7 +16,6 @@ from zarrbuf.errors import (
     UnsupportedVersionError,
 )
 from zarrbuf.layout import ROOT_NAME
-from zarrbuf.metadata import check_spec, encode_json, parse_json
 from zarrbuf.storage.contract import Outcome, Storage
 
 _COMMIT_METHODS: Final = ("link", "if-none-match", "generation", "lock", "single")

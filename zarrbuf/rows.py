@@ -15,10 +15,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from zarrbuf.archive.spec import is_weights_id
+from zarrbuf.archive.zarr_json import encode_json
 from zarrbuf.errors import FormatError
-from zarrbuf.format import is_weights_id
 from zarrbuf.layout import trajectory_path
-from zarrbuf.metadata import encode_json
 from zarrbuf.texts import TextColumn
 
 IntArray = npt.NDArray[np.int64]

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from zarrbuf.chunks import crc32c
+from zarrbuf.archive.chunks import crc32c
+from zarrbuf.archive.spec import Schema
+from zarrbuf.archive.zarr_json import CodecName
 from zarrbuf.errors import InvalidInputError, StorageError
-from zarrbuf.format import Schema
 from zarrbuf.log_format import Action
 from zarrbuf.log_store import LogStore, listing_actions
 from zarrbuf.manifest import Snapshot, schema_id
-from zarrbuf.metadata import CodecName
 from zarrbuf.opening import (
     open_or_create_folder,
     open_or_create_log_store,

@@ -17,10 +17,10 @@ from typing import Final, Literal, get_args
 
 import numpy as np
 
+from zarrbuf.archive.spec import AnyArray
 from zarrbuf.common.background import BackgroundThread
 from zarrbuf.curves import CURVE_FIELDS, Curves, make_curves
 from zarrbuf.errors import FormatError, InvalidInputError, ZarrbufError
-from zarrbuf.format import AnyArray
 from zarrbuf.headings import say_what_happened, say_where
 from zarrbuf.navigation import Place
 from zarrbuf.pictures import (

@@ -10,10 +10,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from zarrbuf.archive import Archive, FieldArray, encode_archive
+from zarrbuf.archive.group import Archive, FieldArray, encode_archive
+from zarrbuf.archive.spec import AnyArray
+from zarrbuf.archive.zarr_json import check_spec, encode_json
 from zarrbuf.errors import FormatError
-from zarrbuf.format import AnyArray
-from zarrbuf.metadata import check_spec, encode_json
 from zarrbuf.rows import (
     COLUMN_BOUNDS,
     FIXED_DTYPE,

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zarrbuf.chunks import address_of, require
-from zarrbuf.compiled import have_loops
+from zarrbuf.archive.chunks import address_of, require
+from zarrbuf.archive.compiled import have_loops
+from zarrbuf.archive.decode import scatter_rows
+from zarrbuf.archive.spec import AnyArray, BatchField, batch_fields, step_rows
 from zarrbuf.errors import FormatError
-from zarrbuf.format import AnyArray, BatchField, batch_fields, step_rows
-from zarrbuf.parallel import scatter_rows
 from zarrbuf.sampling import IntArray, ReadPlan, Window
 from zarrbuf.trajectory_archive import TrajectoryArchive
 

@@ -12,8 +12,8 @@ from typing import Final
 
 import numpy as np
 
+from zarrbuf.archive.spec import AnyArray
 from zarrbuf.common.lru import LruCache
-from zarrbuf.format import AnyArray
 from zarrbuf.reading import Part, Reading
 from zarrbuf.sampling import IntArray
 from zarrbuf.small_fields import SmallTables, decode_small_fields

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from zarrbuf.archive.spec import Schema
 from zarrbuf.encoding import EncodedTrajectory
-from zarrbuf.format import Schema
 from zarrbuf.manifest import schema_id
 from zarrbuf.rlinf_index import trajectory_name
 from zarrbuf.rows import Row, Rows

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from zarrbuf.format import AnyArray
+from zarrbuf.archive.spec import AnyArray
 
 _DIGITS: Final = 5
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from zarrbuf.format import AnyArray
+from zarrbuf.archive.spec import AnyArray
 from zarrbuf.growing import GrowingArray, GrowingText
 from zarrbuf.rows import FIXED_DTYPE, TEXT_COLUMNS, IntArray, Rows
 

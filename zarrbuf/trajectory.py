@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from zarrbuf.errors import FormatError
-from zarrbuf.format import (
+from zarrbuf.archive.spec import (
     DICT_FIELDS,
     STORED_DTYPE,
     AnyArray,
@@ -22,6 +21,7 @@ from zarrbuf.format import (
     is_staged,
     step_rows,
 )
+from zarrbuf.errors import FormatError
 from zarrbuf.trajectory_archive import TrajectoryArchive
 
 Tensor = torch.Tensor

@@ -13,10 +13,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from zarrbuf.archive import Archive, is_metadata
-from zarrbuf.chunks import Source
-from zarrbuf.errors import FormatError
-from zarrbuf.format import (
+from zarrbuf.archive.chunks import Source
+from zarrbuf.archive.group import Archive, is_metadata
+from zarrbuf.archive.spec import (
     DICT_FIELDS,
     BatchField,
     FieldSpec,
@@ -27,13 +26,14 @@ from zarrbuf.format import (
     is_weights_id,
     parse_schema,
 )
-from zarrbuf.metadata import (
+from zarrbuf.archive.zarr_json import (
     ArrayInfo,
     check_spec,
     time_dimension,
 )
+from zarrbuf.archive.zip_file import directory_start, parse_zip
+from zarrbuf.errors import FormatError
 from zarrbuf.storage.sparse import SparseObject
-from zarrbuf.zipindex import directory_start, parse_zip
 
 IntArray = npt.NDArray[np.int64]
 

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from zarrbuf.archive.chunks import crc32c
+from zarrbuf.archive.spec import Schema
 from zarrbuf.checkpoints import damaged_checkpoints
-from zarrbuf.chunks import crc32c
 from zarrbuf.commits import CommitLog, list_versions
 from zarrbuf.encoding import describe_trajectory
 from zarrbuf.errors import (
@@ -24,7 +25,6 @@ from zarrbuf.errors import (
     UntrustedBaseError,
     ZarrbufError,
 )
-from zarrbuf.format import Schema
 from zarrbuf.layout import ROOT_NAME, TRAJECTORY_DIR, TRAJECTORY_PATH, trajectory_path
 from zarrbuf.log_rescue import open_plans
 from zarrbuf.log_store import LogStore

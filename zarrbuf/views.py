@@ -15,8 +15,8 @@ from typing import Final
 
 import numpy as np
 
+from zarrbuf.archive.spec import BatchField, FieldSpec, Schema
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.format import BatchField, FieldSpec, Schema
 from zarrbuf.reader import BatchReader
 from zarrbuf.rows import UNKNOWN_SCHEMA, IntArray, Row, Rows
 from zarrbuf.sampling import Span, Window, window_start

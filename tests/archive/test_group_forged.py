@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from support.trajectories import UUID, contents_of, rezip, small_archive
 
-from zarrbuf.archive import Archive, FieldArray, encode_archive
+from zarrbuf.archive.group import Archive, FieldArray, encode_archive
+from zarrbuf.archive.spec import AnyArray
+from zarrbuf.archive.zarr_json import encode_json
 from zarrbuf.errors import FormatError, UnsupportedVersionError
-from zarrbuf.format import AnyArray
-from zarrbuf.metadata import encode_json
 from zarrbuf.trajectory_archive import TrajectoryArchive
 
 NAME = "folder/some.zarr.zip"

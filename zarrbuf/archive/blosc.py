@@ -16,7 +16,7 @@ from typing import Final
 
 from numcodecs import blosc
 
-from zarrbuf.format import AnyArray
+from zarrbuf.archive.spec import AnyArray
 
 HEADER: Final = struct.Struct("<4B3I")
 """Version, version of the codec, flags, item bytes; bytes raw, of a block, stored."""

@@ -21,13 +21,15 @@ from numcodecs import blosc
 from support.batches import leaves
 from support.trajectories import assert_same_value, make_trajectory
 
-from zarrbuf import TrajectoryReplayBuffer, chunks, parallel
-from zarrbuf.chunks import ChunkReads, IntArray, Shard, crc32c, encode_chunk
+from zarrbuf import TrajectoryReplayBuffer
+from zarrbuf.archive import chunks
+from zarrbuf.archive import decode as parallel
+from zarrbuf.archive.chunks import ChunkReads, IntArray, Shard, crc32c, encode_chunk
+from zarrbuf.archive.compiled import have_loops
+from zarrbuf.archive.spec import AnyArray
+from zarrbuf.archive.zarr_json import CODECS, CodecName
 from zarrbuf.common.thread_pool import Workers
-from zarrbuf.compiled import have_loops
 from zarrbuf.errors import FormatError
-from zarrbuf.format import AnyArray
-from zarrbuf.metadata import CODECS, CodecName
 
 CODEC_NAMES = sorted(CODECS)
 COMPRESSED: list[CodecName] = ["lz4", "zstd"]

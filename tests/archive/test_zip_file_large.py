@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from zarrbuf.errors import FormatError
-from zarrbuf.zipindex import (
+from zarrbuf.archive.zip_file import (
     MAX_MEMBERS,
     Member,
     encode_directory,
     encode_zip,
     parse_zip,
 )
+from zarrbuf.errors import FormatError
 
 NAME = "folder/some.zarr.zip"
 

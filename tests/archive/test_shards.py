@@ -11,19 +11,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zarrbuf import chunks, parallel
-from zarrbuf.chunks import Shard, Source, crc32c, decode_chunk_into, encode_chunk
-from zarrbuf.common.thread_pool import Workers
-from zarrbuf.errors import FormatError
-from zarrbuf.format import AnyArray
-from zarrbuf.metadata import CODECS, ArrayInfo, CodecName
-from zarrbuf.shards import (
+from zarrbuf.archive import chunks
+from zarrbuf.archive import decode as parallel
+from zarrbuf.archive.chunks import (
+    Shard,
+    Source,
+    crc32c,
+    decode_chunk_into,
+    encode_chunk,
+)
+from zarrbuf.archive.shards import (
     EncodeRows,
     check_coverage,
     decode_chunks,
     encode_shard,
     parse_index,
 )
+from zarrbuf.archive.spec import AnyArray
+from zarrbuf.archive.zarr_json import CODECS, ArrayInfo, CodecName
+from zarrbuf.common.thread_pool import Workers
+from zarrbuf.errors import FormatError
 
 WHERE = "some.zarr.zip: field 'obs/image'"
 CODEC_NAMES = sorted(CODECS)
@@ -131,7 +138,7 @@ def test_a_shared_frame_is_compressed_once(monkeypatch: pytest.MonkeyPatch) -> N
         calls.append(raw)
         return encode_chunk(raw, codec, level)
 
-    monkeypatch.setattr("zarrbuf.chunks.encode_chunk", counted)
+    monkeypatch.setattr("zarrbuf.archive.chunks.encode_chunk", counted)
     parts = stages(frames(8, 2))
     encode(parts, info_of(parts))
     assert len(calls) == 2 * (8 + 1)

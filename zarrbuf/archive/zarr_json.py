@@ -17,8 +17,15 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
+from zarrbuf.archive.spec import (
+    SPEC,
+    STORED_DTYPE,
+    ChunkGrid,
+    Rows,
+    chunk_grid,
+    is_staged,
+)
 from zarrbuf.errors import FormatError, InvalidInputError, UnsupportedVersionError
-from zarrbuf.format import SPEC, STORED_DTYPE, ChunkGrid, Rows, chunk_grid, is_staged
 
 CodecName = Literal["lz4", "zstd", "none"]
 CODECS: Final[Mapping[str, int]] = {"lz4": 5, "zstd": 1, "none": 0}

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from zarrbuf.chunks import (
+from zarrbuf.archive.chunks import (
     CRC_BYTES,
     Shard,
     Source,
@@ -22,9 +22,9 @@ from zarrbuf.chunks import (
     encode_chunk,
     with_crc,
 )
+from zarrbuf.archive.spec import AnyArray, ChunkGrid
+from zarrbuf.archive.zarr_json import ArrayInfo, CodecName
 from zarrbuf.errors import FormatError
-from zarrbuf.format import AnyArray, ChunkGrid
-from zarrbuf.metadata import ArrayInfo, CodecName
 
 EncodeRows = Callable[[Sequence[AnyArray], CodecName, int], list[bytes]]
 """`chunks.encode_rows_plainly`, or what does the same in less time."""

@@ -17,7 +17,7 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from zarrbuf.blosc import (
+from zarrbuf.archive.blosc import (
     COMPRESSORS,
     HEADER,
     MAX_OVERHEAD,
@@ -25,9 +25,9 @@ from zarrbuf.blosc import (
     compress,
     decompress_into,
 )
+from zarrbuf.archive.spec import AnyArray
+from zarrbuf.archive.zarr_json import CodecName
 from zarrbuf.errors import FormatError
-from zarrbuf.format import AnyArray
-from zarrbuf.metadata import CodecName
 
 RAW: Final = -1
 """Stands for "not compressed" where the number of a compressor is meant."""

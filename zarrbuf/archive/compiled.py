@@ -35,7 +35,7 @@ def _loops() -> Any:
     """Return the module `loops`, or None where it cannot be used."""
     with _LOCK:
         try:
-            loops = importlib.import_module("zarrbuf.loops")
+            loops = importlib.import_module("zarrbuf.archive.kernels")
         except (ImportError, OSError) as exc:  # not there, or not for this NumPy
             _LOG.info("chunks are decoded in Python, in one thread: %s", exc)
             return None

@@ -14,8 +14,8 @@ import numba
 import numpy as np
 from llvmlite import binding
 
-from zarrbuf.blosc import HEADER, MAX_OVERHEAD, VERSION, function_address
-from zarrbuf.chunks import CRC_BYTES, RAW
+from zarrbuf.archive.blosc import HEADER, MAX_OVERHEAD, VERSION, function_address
+from zarrbuf.archive.chunks import CRC_BYTES, RAW
 
 CRC_RESIDUE: Final = 0x48674BC7
 """The crc32c of any bytes followed by their own crc32c, little-endian."""

@@ -16,8 +16,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from zarrbuf.blosc import MAX_OVERHEAD, shuffle_of
-from zarrbuf.chunks import (
+from zarrbuf.archive.blosc import MAX_OVERHEAD, shuffle_of
+from zarrbuf.archive.chunks import (
     CRC_BYTES,
     ChunkReads,
     IntArray,
@@ -26,15 +26,15 @@ from zarrbuf.chunks import (
     encode_rows_plainly,
     require,
 )
-from zarrbuf.common.thread_pool import Workers
-from zarrbuf.compiled import (
+from zarrbuf.archive.compiled import (
     decode_loop,
     encode_loop,
     have_loops,
     scatter_loop,
 )
-from zarrbuf.format import AnyArray
-from zarrbuf.metadata import CodecName
+from zarrbuf.archive.spec import AnyArray
+from zarrbuf.archive.zarr_json import CodecName
+from zarrbuf.common.thread_pool import Workers
 from zarrbuf.storage.mmap import will_need
 
 UintArray = npt.NDArray[np.uint64]

@@ -14,9 +14,8 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zarrbuf.errors import FormatError, InvalidInputError, UnsupportedVersionError
-from zarrbuf.format import STORED_DTYPE
-from zarrbuf.metadata import (
+from zarrbuf.archive.spec import STORED_DTYPE
+from zarrbuf.archive.zarr_json import (
     CODECS,
     MAX_METADATA_BYTES,
     ArrayInfo,
@@ -29,6 +28,7 @@ from zarrbuf.metadata import (
     parse_node,
     time_dimension,
 )
+from zarrbuf.errors import FormatError, InvalidInputError, UnsupportedVersionError
 
 
 @st.composite

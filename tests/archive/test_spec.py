@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 from support.trajectories import ODD_KEYS
 
 from zarrbuf import layout
-from zarrbuf.common.uuids import new_uuid
-from zarrbuf.errors import FormatError, InvalidInputError
-from zarrbuf.format import (
+from zarrbuf.archive.spec import (
     BIG_ROW_BYTES,
     MAX_NAME_BYTES,
     SMALL_CHUNK_BYTES,
@@ -32,6 +30,8 @@ from zarrbuf.format import (
     parse_schema,
     step_rows,
 )
+from zarrbuf.common.uuids import new_uuid
+from zarrbuf.errors import FormatError, InvalidInputError
 from zarrbuf.rlinf_index import trajectory_name
 
 SHAPES = st.lists(st.integers(0, 40), min_size=1, max_size=5).map(tuple)

@@ -16,25 +16,14 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from zarrbuf.chunks import (
+from zarrbuf.archive.chunks import (
     Shard,
     Source,
     decode_chunk_into,
     encode_chunk,
     encode_rows_plainly,
 )
-from zarrbuf.errors import FormatError
-from zarrbuf.format import AnyArray
-from zarrbuf.metadata import (
-    CODECS,
-    METADATA_NAME,
-    ArrayInfo,
-    CodecName,
-    encode_array_metadata,
-    encode_group_metadata,
-    parse_node,
-)
-from zarrbuf.shards import (
+from zarrbuf.archive.shards import (
     EncodeRows,
     check_coverage,
     decode_chunks,
@@ -43,9 +32,20 @@ from zarrbuf.shards import (
     is_row_grid,
     parse_index,
 )
+from zarrbuf.archive.spec import AnyArray
+from zarrbuf.archive.zarr_json import (
+    CODECS,
+    METADATA_NAME,
+    ArrayInfo,
+    CodecName,
+    encode_array_metadata,
+    encode_group_metadata,
+    parse_node,
+)
+from zarrbuf.archive.zip_file import Member, encode_zip, parse_zip, read_member
+from zarrbuf.errors import FormatError
 from zarrbuf.storage.fetching import RemoteObject
 from zarrbuf.storage.sparse import SparseObject
-from zarrbuf.zipindex import Member, encode_zip, parse_zip, read_member
 
 IntArray = npt.NDArray[np.int64]
 _NODE_PATH: Final = re.compile(r"[A-Za-z0-9%_.-]+(/[A-Za-z0-9%_.-]+)*")

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zarrbuf.errors import FormatError
-from zarrbuf.zipindex import (
+from zarrbuf.archive.zip_file import (
     Member,
     encode_zip,
     parse_zip,
     read_member,
 )
+from zarrbuf.errors import FormatError
 
 NAME = "folder/some.zarr.zip"
 CONTENTS = [("b/c/0", b"first member"), ("empty", b""), ("zarr.json", b'{"x":1}' * 9)]

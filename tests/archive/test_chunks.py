@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from numcodecs import blosc
 
-from zarrbuf.chunks import crc32c, decode_chunk_into, encode_chunk
+from zarrbuf.archive.chunks import crc32c, decode_chunk_into, encode_chunk
+from zarrbuf.archive.spec import AnyArray
+from zarrbuf.archive.zarr_json import CODECS, CodecName
 from zarrbuf.errors import FormatError
-from zarrbuf.format import AnyArray
-from zarrbuf.metadata import CODECS, CodecName
 
 WHERE = "some.zarr.zip: field 'obs/image'"
 CODEC_NAMES = sorted(CODECS)
