@@ -32,14 +32,14 @@ from zarrbuf.archive.chunks import ChunkReads, crc32c
 from zarrbuf.archive.compiled import have_loops
 from zarrbuf.common.thread_pool import Workers
 from zarrbuf.common.uuids import new_uuid
-from zarrbuf.encoding import encode_trajectory
 from zarrbuf.log_store import LogStore
 from zarrbuf.opening import open_store
 from zarrbuf.sampling import ReadPlan, Window, plan_batch
 from zarrbuf.small_fields import sorted_fields
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.stores import NewTrajectory
-from zarrbuf.trajectory_archive import TrajectoryArchive
+from zarrbuf.trajectory.archived import TrajectoryArchive
+from zarrbuf.trajectory.encoding import encode_trajectory
 
 THREADS = (1, 2, 4)
 STATS = ("plan_seconds", "read_seconds", "decode_seconds", "gather_seconds")

@@ -25,10 +25,10 @@ from support.trajectories import assert_same_trajectory, make_trajectory
 import zarrbuf
 from zarrbuf import Trajectory, cli, conversion, convert, export, recompress, rewriting
 from zarrbuf.common.jobs import run_jobs
-from zarrbuf.comparing import compare_trajectories
 from zarrbuf.errors import ConflictError, FormatError, InvalidInputError, StorageError
 from zarrbuf.storage.local import LocalStorage
-from zarrbuf.trajectory_archive import TrajectoryArchive
+from zarrbuf.trajectory.archived import TrajectoryArchive
+from zarrbuf.trajectory.comparing import compare_trajectories
 
 FOLDERS = ("rlinf_pt/rank_0", "rlinf_pkl", "rlinf_ragged_pt")
 

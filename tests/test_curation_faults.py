@@ -31,7 +31,6 @@ from zarrbuf import (
 )
 from zarrbuf.commits import CommitLog, open_log
 from zarrbuf.common.uuids import new_uuid
-from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import (
     CommitUnknownError,
     FormatError,
@@ -47,6 +46,7 @@ from zarrbuf.selection import parse_ids
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import open_storage
 from zarrbuf.texts import TextColumn
+from zarrbuf.trajectory.encoding import encode_trajectory
 
 FOLDER = DATA / "rlinf_pt" / "rank_0"
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from zarrbuf import TrajectoryReplayBuffer
 from zarrbuf.archive.spec import STORED_DTYPE, AnyArray
 from zarrbuf.memory import MIN_KEPT_BYTES, BatchMemory, can_pin
-from zarrbuf.trajectory import Trajectory
+from zarrbuf.trajectory.trajectory import Trajectory
 
 SIZE = 4 * MIN_KEPT_BYTES
 

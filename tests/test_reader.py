@@ -15,15 +15,15 @@ from support.trajectories import make_trajectory, stored
 from zarrbuf.archive.spec import AnyArray, BatchField
 from zarrbuf.batches import as_batch, new_arrays
 from zarrbuf.common.thread_pool import Workers
-from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import FormatError
 from zarrbuf.memory import BatchMemory
 from zarrbuf.reader import BatchReader
 from zarrbuf.sampling import IntArray, Window, plan_batch
 from zarrbuf.small_fields import decode_small_fields, sorted_fields
 from zarrbuf.storage.fetching import FetchCost
-from zarrbuf.trajectory import Trajectory, flatten_trajectory
-from zarrbuf.trajectory_archive import TrajectoryArchive
+from zarrbuf.trajectory.archived import TrajectoryArchive
+from zarrbuf.trajectory.encoding import encode_trajectory
+from zarrbuf.trajectory.trajectory import Trajectory, flatten_trajectory
 
 
 class Opened:

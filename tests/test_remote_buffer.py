@@ -22,7 +22,7 @@ from zarrbuf.storage.fetching import FetchCost, RemoteObject, fetch, fetch_in_st
 from zarrbuf.storage.ranges import BLOCK_BYTES
 from zarrbuf.storage.resolve import open_storage
 from zarrbuf.storage.sparse import SparseObject
-from zarrbuf.trajectory_archive import TAIL_BYTES, TrajectoryArchive
+from zarrbuf.trajectory.archived import TAIL_BYTES, TrajectoryArchive
 
 CLIENTS = ("s3fs", "obstore")
 
@@ -333,7 +333,7 @@ def test_an_archive_is_opened_from_any_tail() -> None:
     whole = TrajectoryArchive(storage.read(row.path), name="x")
     for tail in (1, 22, 600, 3000, 1 << 20):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("zarrbuf.trajectory_archive.TAIL_BYTES", tail)
+            patch.setattr("zarrbuf.trajectory.archived.TAIL_BYTES", tail)
             (archive,) = LogStore.open(storage).open_archives([row], FetchCost())
         assert archive.members == whole.members
         assert archive.header == whole.header

@@ -25,7 +25,6 @@ from zarrbuf.checkpoints import write_checkpoint, write_segments
 from zarrbuf.commits import CommitLog, open_log, open_or_create_log
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.contents import Contents
-from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import ConflictError, StorageError
 from zarrbuf.log_format import Action
 from zarrbuf.log_store import LogStore
@@ -37,6 +36,7 @@ from zarrbuf.sampling import plan_batch
 from zarrbuf.storage.contract import Outcome
 from zarrbuf.stores import NewTrajectory
 from zarrbuf.table import RowTable
+from zarrbuf.trajectory.encoding import encode_trajectory
 
 FEW, MANY = 10, 200_000
 FIELDS = {"rewards": FieldSpec("float32", (), "step")}

@@ -31,7 +31,7 @@ from zarrbuf.segments import encode_segment, parse_segment
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.resolve import open_storage
 from zarrbuf.table import RowTable
-from zarrbuf.trajectory_archive import TrajectoryArchive, TrajectoryHeader
+from zarrbuf.trajectory.archived import TrajectoryArchive, TrajectoryHeader
 
 SCHEMAS = ROOT / "schemas"
 FIELDS = {

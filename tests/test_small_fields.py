@@ -13,12 +13,12 @@ from support.trajectories import make_trajectory
 import zarrbuf.small_fields
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.batches import new_arrays
-from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import FormatError
 from zarrbuf.memory import BatchMemory
 from zarrbuf.sampling import Window, plan_batch
 from zarrbuf.small_fields import SmallTables, decode_small_fields, sorted_fields
-from zarrbuf.trajectory_archive import TrajectoryArchive
+from zarrbuf.trajectory.archived import TrajectoryArchive
+from zarrbuf.trajectory.encoding import encode_trajectory
 
 
 @pytest.fixture(params=["loops", "no loops"], autouse=True)

@@ -13,10 +13,10 @@ from support.batches import generator
 from support.trajectories import UUID, make_trajectory
 
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
-from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import EmptyBufferError, InvalidInputError
 from zarrbuf.stats import ReadStats, StatsKeeper
-from zarrbuf.trajectory_archive import TrajectoryArchive
+from zarrbuf.trajectory.archived import TrajectoryArchive
+from zarrbuf.trajectory.encoding import encode_trajectory
 
 COUNTS = (
     "batches",

@@ -16,7 +16,6 @@ from support.paths import DATA
 
 import zarrbuf
 from zarrbuf import Trajectory, TrajectoryReplayBuffer, convert, repair, verify
-from zarrbuf.comparing import compare_trajectories
 from zarrbuf.errors import (
     FormatError,
     InvalidInputError,
@@ -27,6 +26,7 @@ from zarrbuf.expressions import select_where
 from zarrbuf.rlinf_index import read_index
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import open_storage
+from zarrbuf.trajectory.comparing import compare_trajectories
 
 FOLDER = DATA / "rlinf_pt" / "rank_0"
 

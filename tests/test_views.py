@@ -16,7 +16,6 @@ from support.trajectories import make_trajectory
 from zarrbuf import TrajectoryReplayBuffer, views
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.contents import Contents
-from zarrbuf.encoding import EncodedTrajectory, encode_trajectory
 from zarrbuf.errors import NotFoundError
 from zarrbuf.memory_store import MemoryStore
 from zarrbuf.reader import BatchReader
@@ -24,6 +23,7 @@ from zarrbuf.rows import Row, Rows
 from zarrbuf.sampling import plan_batch
 from zarrbuf.stores import NewTrajectory, TrajectoryStore
 from zarrbuf.table import RowTable, Stretch
+from zarrbuf.trajectory.encoding import EncodedTrajectory, encode_trajectory
 from zarrbuf.views import Part, View
 
 READER = cast(BatchReader, None)

@@ -10,9 +10,9 @@ import pytest
 from support.trajectories import make_trajectory
 
 from zarrbuf.common.uuids import new_uuid
-from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import StorageError
 from zarrbuf.stores import NewTrajectory
+from zarrbuf.trajectory.encoding import encode_trajectory
 from zarrbuf.writer import BackgroundWriter
 
 

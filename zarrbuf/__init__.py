@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from zarrbuf.repairing import repair as repair
     from zarrbuf.rewriting import export as export
     from zarrbuf.rewriting import recompress as recompress
-    from zarrbuf.trajectory import Trajectory as Trajectory
+    from zarrbuf.trajectory.trajectory import Trajectory as Trajectory
     from zarrbuf.vacuuming import vacuum as vacuum
     from zarrbuf.verification import verify as verify
     from zarrbuf.viewer import plot_step as plot_step
@@ -42,7 +42,7 @@ _ROOMS = {
     "TrajectoryReplayBuffer": "buffer",
     "PreloadReplayBufferDataset": "datasets",
     "ReplayBufferDataset": "datasets",
-    "Trajectory": "trajectory",
+    "Trajectory": "trajectory.trajectory",
     "convert": "conversion",
     "export": "rewriting",
     "export_clip": "clips",

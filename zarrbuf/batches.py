@@ -15,7 +15,7 @@ from zarrbuf.archive.chunks import address_of
 from zarrbuf.archive.spec import STORED_DTYPE, AnyArray, BatchField, decode_key
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.memory import BatchMemory
-from zarrbuf.trajectory import Tensor, nest, to_tensor
+from zarrbuf.trajectory.trajectory import Tensor, nest, to_tensor
 
 
 def new_arrays(

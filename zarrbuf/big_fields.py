@@ -13,7 +13,7 @@ from zarrbuf.archive.chunks import ChunkReads
 from zarrbuf.archive.spec import AnyArray, BatchField, step_rows
 from zarrbuf.errors import FormatError
 from zarrbuf.sampling import IntArray, ReadPlan
-from zarrbuf.trajectory_archive import TrajectoryArchive
+from zarrbuf.trajectory.archived import TrajectoryArchive
 
 
 def plan_chunks(

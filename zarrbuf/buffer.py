@@ -19,7 +19,6 @@ from zarrbuf.common.thread_pool import Workers, default_num_threads
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.contents import Contents
 from zarrbuf.draws import Draws
-from zarrbuf.encoding import encode_trajectory
 from zarrbuf.memory import BatchMemory, can_pin
 from zarrbuf.memory_store import MemoryStore
 from zarrbuf.opening import (
@@ -38,6 +37,7 @@ from zarrbuf.saving import save_view
 from zarrbuf.storage.block_cache import DiskCache
 from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
 from zarrbuf.stores import TrajectoryStore
+from zarrbuf.trajectory.encoding import encode_trajectory
 
 
 class TrajectoryReplayBuffer(RlinfNames):

@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from zarrbuf.archive.spec import BatchField
-from zarrbuf.encoding import EncodedTrajectory
 from zarrbuf.errors import TrajectoryNotFoundError
 from zarrbuf.memory_store import MemoryStore
 from zarrbuf.reader import BatchReader
@@ -22,7 +21,8 @@ from zarrbuf.rows import Row, Rows
 from zarrbuf.sampling import partition
 from zarrbuf.small_fields import sorted_fields
 from zarrbuf.stores import NewTrajectory, TrajectoryStore
-from zarrbuf.trajectory_archive import TrajectoryArchive
+from zarrbuf.trajectory.archived import TrajectoryArchive
+from zarrbuf.trajectory.encoding import EncodedTrajectory
 from zarrbuf.views import FieldsOfSchemas, Part, View, check_fields, known_fields
 from zarrbuf.writer import BackgroundWriter
 

@@ -20,9 +20,7 @@ from zarrbuf.archive.zarr_json import CodecName, check_codec
 from zarrbuf.common.arguments import check_whole_number
 from zarrbuf.common.jobs import Progress, run_jobs
 from zarrbuf.common.thread_pool import default_num_threads
-from zarrbuf.comparing import compare_trajectories
 from zarrbuf.destinations import Created, check_empty, check_outside
-from zarrbuf.encoding import EncodedTrajectory, describe_trajectory, encode_trajectory
 from zarrbuf.errors import InvalidInputError, StorageError
 from zarrbuf.layout import DIRECTORIES, trajectory_path
 from zarrbuf.log_format import Action
@@ -44,8 +42,14 @@ from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
 from zarrbuf.stores import NewTrajectory, TrajectoryStore, known_name
-from zarrbuf.trajectory import Trajectory, decode_trajectory
-from zarrbuf.trajectory_archive import TrajectoryArchive
+from zarrbuf.trajectory.archived import TrajectoryArchive
+from zarrbuf.trajectory.comparing import compare_trajectories
+from zarrbuf.trajectory.encoding import (
+    EncodedTrajectory,
+    describe_trajectory,
+    encode_trajectory,
+)
+from zarrbuf.trajectory.trajectory import Trajectory, decode_trajectory
 
 _EXACT: Final = "bit-exact"
 

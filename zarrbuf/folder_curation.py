@@ -16,7 +16,6 @@ from zarrbuf.archive.spec import Schema
 from zarrbuf.common.jobs import Progress
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.destinations import Created, check_empty
-from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.layout import DIRECTORIES
 from zarrbuf.rlinf_folder import RlinfStore
@@ -31,6 +30,7 @@ from zarrbuf.rows import IntArray, Row, Rows
 from zarrbuf.selection import interleave
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.local import LocalStorage
+from zarrbuf.trajectory.encoding import encode_trajectory
 from zarrbuf.views import check_same_fields
 
 

@@ -17,7 +17,6 @@ from zarrbuf.archive.spec import is_weights_id
 from zarrbuf.archive.zarr_json import parse_json
 from zarrbuf.common.jobs import Progress
 from zarrbuf.common.uuids import new_uuid
-from zarrbuf.encoding import trajectory_shape
 from zarrbuf.errors import FormatError, StorageError, ZarrbufError
 from zarrbuf.rlinf_files import read_trajectory_file, replace_file
 from zarrbuf.rlinf_index import (
@@ -35,7 +34,8 @@ from zarrbuf.rlinf_index import (
     weights_id_of,
 )
 from zarrbuf.rows import UNKNOWN_SCHEMA, Row
-from zarrbuf.trajectory import Trajectory
+from zarrbuf.trajectory.encoding import trajectory_shape
+from zarrbuf.trajectory.trajectory import Trajectory
 
 _DEFAULT_SEED: Final = 1234
 

@@ -33,7 +33,7 @@ from zarrbuf.storage.fetching import FetchCost, RemoteObject, fetch_in_steps
 from zarrbuf.storage.sparse import SparseObject
 from zarrbuf.stores import NewTrajectory, TrajectoryStore, known_name
 from zarrbuf.table import Stretch
-from zarrbuf.trajectory_archive import TrajectoryArchive
+from zarrbuf.trajectory.archived import TrajectoryArchive
 
 
 def check_row(row: Row, archive: TrajectoryArchive) -> None:

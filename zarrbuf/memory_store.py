@@ -15,7 +15,7 @@ from zarrbuf.errors import NotFoundError
 from zarrbuf.rows import Row, Rows
 from zarrbuf.stores import NewTrajectory, TrajectoryStore, known_name
 from zarrbuf.table import RowTable, Stretch
-from zarrbuf.trajectory_archive import TrajectoryArchive
+from zarrbuf.trajectory.archived import TrajectoryArchive
 
 _MIN_FORGOTTEN: Final = 64
 

@@ -16,7 +16,7 @@ from zarrbuf.errors import FormatError
 from zarrbuf.rows import Row, Rows
 from zarrbuf.sampling import IntArray
 from zarrbuf.storage.fetching import FetchCost, fetch_whole
-from zarrbuf.trajectory_archive import TrajectoryArchive
+from zarrbuf.trajectory.archived import TrajectoryArchive
 
 MAX_OPEN_ARCHIVES: Final = 16_384
 """Mapped files kept; Linux allows a process 65,530 mappings."""

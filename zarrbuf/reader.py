@@ -24,7 +24,7 @@ from zarrbuf.small_reader import SmallReader
 from zarrbuf.stats import ReadStats, StatsKeeper
 from zarrbuf.storage.fetching import RemoteObject, fetch
 from zarrbuf.storage.mmap import are_in_memory
-from zarrbuf.trajectory_archive import TrajectoryArchive
+from zarrbuf.trajectory.archived import TrajectoryArchive
 
 PROBES: Final = 16
 """Chunks of a batch whose pages are looked for in memory before it is read."""

@@ -14,7 +14,7 @@ from zarrbuf.archive.spec import AnyArray, BatchField
 from zarrbuf.sampling import IntArray, ReadPlan, Window
 from zarrbuf.stats import ReadStats
 from zarrbuf.storage.fetching import FetchCost
-from zarrbuf.trajectory_archive import TrajectoryArchive
+from zarrbuf.trajectory.archived import TrajectoryArchive
 
 
 class Trajectories(Protocol):

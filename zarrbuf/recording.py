@@ -24,8 +24,8 @@ from zarrbuf.common.lru import LruCache
 from zarrbuf.pictures import SHOWN_AS_STORED, ValueRange, image_size, is_image
 from zarrbuf.rows import IntArray, Row
 from zarrbuf.storage.fetching import FetchCost, fetch
-from zarrbuf.trajectory import to_tensor
-from zarrbuf.trajectory_archive import TrajectoryArchive
+from zarrbuf.trajectory.archived import TrajectoryArchive
+from zarrbuf.trajectory.trajectory import to_tensor
 
 ChunkKey = tuple[int, str, int]
 _NUMBERS: Final = itertools.count()

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from zarrbuf.archive.spec import Schema
-from zarrbuf.encoding import encode_trajectory, trajectory_shape
 from zarrbuf.errors import (
     FormatError,
     InvalidInputError,
@@ -39,8 +38,9 @@ from zarrbuf.rlinf_index import (
 from zarrbuf.rows import Row, Rows
 from zarrbuf.stores import NewTrajectory, TrajectoryStore
 from zarrbuf.table import RowTable, Stretch
-from zarrbuf.trajectory import Trajectory, decode_trajectory
-from zarrbuf.trajectory_archive import TrajectoryArchive
+from zarrbuf.trajectory.archived import TrajectoryArchive
+from zarrbuf.trajectory.encoding import encode_trajectory, trajectory_shape
+from zarrbuf.trajectory.trajectory import Trajectory, decode_trajectory
 
 
 class RlinfStore(TrajectoryStore):

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from zarrbuf.contents import Contents
-from zarrbuf.encoding import flatten_encoded
 from zarrbuf.rlinf_index import index_entry
-from zarrbuf.trajectory import Trajectory, decode_trajectory, nest
+from zarrbuf.trajectory.encoding import flatten_encoded
+from zarrbuf.trajectory.trajectory import Trajectory, decode_trajectory, nest
 
 
 class RlinfNames:

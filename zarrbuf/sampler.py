@@ -21,7 +21,7 @@ from zarrbuf.reader import BatchReader
 from zarrbuf.sampling import IntArray, Window, plan_batch
 from zarrbuf.stats import ReadStats
 from zarrbuf.storage.fetching import FetchCost
-from zarrbuf.trajectory_archive import TrajectoryArchive
+from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.views import View
 
 MAX_BATCH: Final = 2**24

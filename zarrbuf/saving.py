@@ -36,8 +36,8 @@ from zarrbuf.rlinf_index import FileFormat, trajectory_name
 from zarrbuf.rows import Row, Rows
 from zarrbuf.storage.contract import Outcome, Storage
 from zarrbuf.stores import TrajectoryStore
-from zarrbuf.trajectory import decode_trajectory
-from zarrbuf.trajectory_archive import TrajectoryArchive
+from zarrbuf.trajectory.archived import TrajectoryArchive
+from zarrbuf.trajectory.trajectory import decode_trajectory
 from zarrbuf.views import View
 
 

@@ -19,7 +19,7 @@ from zarrbuf.archive.decode import scatter_rows
 from zarrbuf.archive.spec import AnyArray, BatchField, batch_fields, step_rows
 from zarrbuf.errors import FormatError
 from zarrbuf.sampling import IntArray, ReadPlan, Window
-from zarrbuf.trajectory_archive import TrajectoryArchive
+from zarrbuf.trajectory.archived import TrajectoryArchive
 
 
 class SmallTables:

@@ -18,7 +18,7 @@ from zarrbuf.reading import Part, Reading
 from zarrbuf.sampling import IntArray
 from zarrbuf.small_fields import SmallTables, decode_small_fields
 from zarrbuf.storage.fetching import FetchCost, RemoteObject, fetch
-from zarrbuf.trajectory_archive import TrajectoryArchive
+from zarrbuf.trajectory.archived import TrajectoryArchive
 
 MIN_TABLE_BYTES: Final = 16 << 20
 """Tables of small fields that one batch may hold at a time without any cache."""

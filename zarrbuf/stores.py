@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from zarrbuf.archive.spec import Schema
-from zarrbuf.encoding import EncodedTrajectory
 from zarrbuf.manifest import schema_id
 from zarrbuf.rlinf_index import trajectory_name
 from zarrbuf.rows import Row, Rows
 from zarrbuf.storage.fetching import FetchCost
 from zarrbuf.table import Stretch
-from zarrbuf.trajectory import Trajectory, decode_trajectory
-from zarrbuf.trajectory_archive import TrajectoryArchive
+from zarrbuf.trajectory.archived import TrajectoryArchive
+from zarrbuf.trajectory.encoding import EncodedTrajectory
+from zarrbuf.trajectory.trajectory import Trajectory, decode_trajectory
 
 
 @dataclass(frozen=True)

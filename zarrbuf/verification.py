@@ -16,7 +16,6 @@ from zarrbuf.archive.chunks import crc32c
 from zarrbuf.archive.spec import Schema
 from zarrbuf.checkpoints import damaged_checkpoints
 from zarrbuf.commits import CommitLog, list_versions
-from zarrbuf.encoding import describe_trajectory
 from zarrbuf.errors import (
     FormatError,
     InvalidInputError,
@@ -37,8 +36,9 @@ from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
 from zarrbuf.stores import TrajectoryStore, known_name
-from zarrbuf.trajectory import decode_trajectory
-from zarrbuf.trajectory_archive import TrajectoryArchive
+from zarrbuf.trajectory.archived import TrajectoryArchive
+from zarrbuf.trajectory.encoding import describe_trajectory
+from zarrbuf.trajectory.trajectory import decode_trajectory
 
 Progress = Callable[[int, int], None]
 

@@ -24,7 +24,7 @@ from zarrbuf.small_fields import sorted_fields
 from zarrbuf.storage.fetching import FetchCost
 from zarrbuf.stores import TrajectoryStore, known_name
 from zarrbuf.table import Stretch
-from zarrbuf.trajectory_archive import TrajectoryArchive
+from zarrbuf.trajectory.archived import TrajectoryArchive
 
 _LOG: Final = logging.getLogger("zarrbuf")
 _UNKNOWN: Final = int(UNKNOWN_SCHEMA, 16)

@@ -28,10 +28,10 @@ from zarrbuf.archive.spec import AnyArray
 from zarrbuf.archive.zarr_json import CODECS, CodecName
 from zarrbuf.archive.zip_file import parse_zip
 from zarrbuf.common.thread_pool import Workers
-from zarrbuf.encoding import encode_trajectory
 from zarrbuf.errors import FormatError
-from zarrbuf.trajectory import Trajectory
-from zarrbuf.trajectory_archive import TrajectoryArchive
+from zarrbuf.trajectory.archived import TrajectoryArchive
+from zarrbuf.trajectory.encoding import encode_trajectory
+from zarrbuf.trajectory.trajectory import Trajectory
 
 NAME = "folder/some.zarr.zip"
 WORKERS = (Workers(1), Workers(2), Workers(3))

@@ -14,7 +14,7 @@ from zarrbuf.archive.group import Archive, FieldArray, encode_archive
 from zarrbuf.archive.spec import AnyArray
 from zarrbuf.archive.zarr_json import encode_json
 from zarrbuf.errors import FormatError, UnsupportedVersionError
-from zarrbuf.trajectory_archive import TrajectoryArchive
+from zarrbuf.trajectory.archived import TrajectoryArchive
 
 NAME = "folder/some.zarr.zip"
 

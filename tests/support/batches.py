@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from support.trajectories import assert_same_value, stored
 
-from zarrbuf.trajectory import Trajectory
+from zarrbuf.trajectory.trajectory import Trajectory
 
 Tensor = torch.Tensor
 Path = tuple[str, ...]

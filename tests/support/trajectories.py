@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from zarrbuf.archive.spec import STORED_DTYPE, AnyArray
 from zarrbuf.archive.zip_file import encode_zip, parse_zip
 from zarrbuf.common.uuids import new_uuid
-from zarrbuf.encoding import encode_trajectory
 from zarrbuf.rows import Row
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.object_store import ObjectStorage
 from zarrbuf.storage.resolve import open_storage
-from zarrbuf.trajectory import Trajectory
+from zarrbuf.trajectory.encoding import encode_trajectory
+from zarrbuf.trajectory.trajectory import Trajectory
 
 Tensor = torch.Tensor
 UUID = "0123456789abcdef0123456789abcdef"

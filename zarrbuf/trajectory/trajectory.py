@@ -22,7 +22,7 @@ from zarrbuf.archive.spec import (
     step_rows,
 )
 from zarrbuf.errors import FormatError
-from zarrbuf.trajectory_archive import TrajectoryArchive
+from zarrbuf.trajectory.archived import TrajectoryArchive
 
 Tensor = torch.Tensor
 

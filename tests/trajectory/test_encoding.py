@@ -14,10 +14,10 @@ from support.trajectories import UUID, assert_same_trajectory, contents_of
 
 from zarrbuf.archive.spec import EXTRA_ROWS, TENSOR_FIELDS
 from zarrbuf.archive.zarr_json import MAX_METADATA_BYTES
-from zarrbuf.encoding import EncodedTrajectory, encode_trajectory
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.trajectory import Trajectory, decode_trajectory
-from zarrbuf.trajectory_archive import TrajectoryArchive
+from zarrbuf.trajectory.archived import TrajectoryArchive
+from zarrbuf.trajectory.encoding import EncodedTrajectory, encode_trajectory
+from zarrbuf.trajectory.trajectory import Trajectory, decode_trajectory
 
 Tensor = torch.Tensor
 REWARDS = torch.arange(6.0).reshape(2, 3)

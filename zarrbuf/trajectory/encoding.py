@@ -41,9 +41,9 @@ from zarrbuf.archive.zarr_json import (
 )
 from zarrbuf.common.thread_pool import Workers
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.summaries import summarize
-from zarrbuf.trajectory import Tensor, flatten_trajectory, to_tensor
-from zarrbuf.trajectory_archive import TrajectoryArchive, TrajectoryHeader
+from zarrbuf.trajectory.archived import TrajectoryArchive, TrajectoryHeader
+from zarrbuf.trajectory.summaries import summarize
+from zarrbuf.trajectory.trajectory import Tensor, flatten_trajectory, to_tensor
 
 MAX_CHUNK_BYTES: Final = 2**31 - 17
 MAX_DIMS: Final = 31

@@ -28,16 +28,16 @@ from support.trajectories import (
 from zarrbuf.archive.chunks import crc32c
 from zarrbuf.archive.spec import TENSOR_FIELDS, AnyArray
 from zarrbuf.archive.zarr_json import CODECS, CodecName
-from zarrbuf.encoding import EncodedTrajectory, encode_trajectory
 from zarrbuf.errors import FormatError
-from zarrbuf.trajectory import (
+from zarrbuf.trajectory.archived import TrajectoryArchive
+from zarrbuf.trajectory.encoding import EncodedTrajectory, encode_trajectory
+from zarrbuf.trajectory.trajectory import (
     Trajectory,
     decode_trajectory,
     flatten_trajectory,
     nest,
     to_tensor,
 )
-from zarrbuf.trajectory_archive import TrajectoryArchive
 
 Tensor = torch.Tensor
 REWARDS = torch.arange(6.0).reshape(2, 3)

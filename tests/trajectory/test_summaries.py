@@ -13,7 +13,7 @@ from support.trajectories import make_trajectory
 import zarrbuf
 from zarrbuf import Trajectory
 from zarrbuf.common.uuids import new_uuid
-from zarrbuf.encoding import encode_trajectory
+from zarrbuf.trajectory.encoding import encode_trajectory
 
 
 def tags_of(**fields: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from zarrbuf.trajectory import Trajectory
+from zarrbuf.trajectory.trajectory import Trajectory
 
 
 def compare_trajectories(before: Trajectory, after: Trajectory) -> dict[str, str]:
