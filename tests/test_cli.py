@@ -21,7 +21,7 @@ from support.paths import DATA, ROOT
 
 import zarrbuf
 from zarrbuf import TrajectoryReplayBuffer, cli
-from zarrbuf.layout import trajectory_path
+from zarrbuf.manifest.layout import trajectory_path
 
 FOLDER = DATA / "rlinf_ragged_pt"
 
@@ -160,7 +160,7 @@ def test_ls_does_not_load_torch(converted: Path, kind: str) -> None:
         "import sys; from zarrbuf.cli import main\n"
         "try: main(['ls', sys.argv[1]])\n"
         "except SystemExit: pass\n"
-        "print('torch' in sys.modules, 'zarrbuf.commits' in sys.modules)"
+        "print('torch' in sys.modules, 'zarrbuf.manifest.commit_log' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True

@@ -29,7 +29,6 @@ from zarrbuf import (
     vacuum,
     vacuuming,
 )
-from zarrbuf.commits import CommitLog, open_log
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import (
     CommitUnknownError,
@@ -38,14 +37,15 @@ from zarrbuf.errors import (
     StorageError,
     ZarrbufError,
 )
-from zarrbuf.expressions import select_where
-from zarrbuf.layout import ROOT_NAME
 from zarrbuf.log_store import LogStore
-from zarrbuf.rows import Rows
-from zarrbuf.selection import parse_ids
+from zarrbuf.manifest.commit_log import CommitLog, open_log
+from zarrbuf.manifest.layout import ROOT_NAME
+from zarrbuf.manifest.predicates import select_where
+from zarrbuf.manifest.rows import Rows
+from zarrbuf.manifest.selection import parse_ids
+from zarrbuf.manifest.texts import TextColumn
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import open_storage
-from zarrbuf.texts import TextColumn
 from zarrbuf.trajectory.encoding import encode_trajectory
 
 FOLDER = DATA / "rlinf_pt" / "rank_0"
@@ -394,7 +394,7 @@ def test_any_time_has_a_text_and_pins_name_what_was(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="pins version 99, to come yet"):
         log.commit(lambda now: [pin], op="pin")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zarrbuf.commits.time.time_ns", lambda: 2**62 * 1000)
+        patch.setattr("zarrbuf.manifest.commit_log.time.time_ns", lambda: 2**62 * 1000)
         store = LogStore.open(open_storage(a))
         remove(a, [0])
     assert zarrbuf.read_history(a)[-1]["time"].startswith("9999-12-31")

@@ -17,8 +17,8 @@ from support.paths import DATA, TESTS
 from support.trajectories import assert_same_trajectory, make_trajectory
 
 from zarrbuf import TrajectoryReplayBuffer, convert, list_buffer, verify
-from zarrbuf.commits import CommitLog
 from zarrbuf.errors import FormatError, NotFoundError, StorageError, ZarrbufError
+from zarrbuf.manifest.commit_log import CommitLog
 from zarrbuf.storage.contract import Outcome
 from zarrbuf.storage.local import LocalStorage
 

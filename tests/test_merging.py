@@ -20,7 +20,6 @@ from support.s3 import S3
 
 import zarrbuf
 from zarrbuf import TrajectoryReplayBuffer, curation
-from zarrbuf.commits import open_log
 from zarrbuf.curation import remove_rows
 from zarrbuf.errors import (
     ConflictError,
@@ -32,6 +31,7 @@ from zarrbuf.errors import (
     UntrustedBaseError,
 )
 from zarrbuf.log_store import LogStore
+from zarrbuf.manifest.commit_log import open_log
 from zarrbuf.merging import merge, split
 from zarrbuf.storage.contract import Range
 from zarrbuf.storage.fetching import FetchCost, RemoteObject, fetch

@@ -12,12 +12,12 @@ from support.s3 import S3
 
 import zarrbuf
 from zarrbuf import TrajectoryReplayBuffer, prune, remove
-from zarrbuf.commits import open_log
 from zarrbuf.errors import (
     InvalidInputError,
     NotFoundError,
     TrajectoryNotFoundError,
 )
+from zarrbuf.manifest.commit_log import open_log
 from zarrbuf.storage.resolve import open_storage
 
 

@@ -21,9 +21,9 @@ from support.s3 import S3
 import zarrbuf
 from zarrbuf import TrajectoryReplayBuffer, cli, repair, verify
 from zarrbuf.errors import FormatError, NotFoundError, UnsupportedVersionError
-from zarrbuf.layout import commit_path
-from zarrbuf.log_format import seal, unseal
 from zarrbuf.log_store import LogStore
+from zarrbuf.manifest.actions import seal, unseal
+from zarrbuf.manifest.layout import commit_path
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import open_storage
 
@@ -121,7 +121,7 @@ def test_a_later_checkpoint_tells_what_a_damaged_commit_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, are_whole: bool
 ) -> None:
     """It goes all the same: whoever opened it would go on where commits are no more."""
-    monkeypatch.setattr("zarrbuf.commits.CHECKPOINT_INTERVAL", 2)
+    monkeypatch.setattr("zarrbuf.manifest.commit_log.CHECKPOINT_INTERVAL", 2)
     for number in range(6):
         make(tmp_path / "a", number, 1)
     late = sorted(tmp_path.glob("a/checkpoint/*"))[1:]
@@ -147,7 +147,7 @@ def test_a_later_checkpoint_tells_what_a_damaged_commit_said(
 def test_a_damaged_checkpoint_is_put_aside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zarrbuf.commits.CHECKPOINT_INTERVAL", 2)
+    monkeypatch.setattr("zarrbuf.manifest.commit_log.CHECKPOINT_INTERVAL", 2)
     for number in range(3):
         make(tmp_path / "a", number, 1)
     first, second = sorted(tmp_path.glob("a/checkpoint/*"))

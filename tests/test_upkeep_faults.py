@@ -22,7 +22,7 @@ from zarrbuf.errors import (
     NotFoundError,
     StorageError,
 )
-from zarrbuf.expressions import select_where
+from zarrbuf.manifest.predicates import select_where
 from zarrbuf.rlinf_index import read_index
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import open_storage

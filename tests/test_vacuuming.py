@@ -15,8 +15,8 @@ from support.s3 import GCS, S3
 
 import zarrbuf
 from zarrbuf import merge, remove, unpin, vacuum, vacuuming
-from zarrbuf.commits import open_log
 from zarrbuf.errors import InvalidInputError, StorageError
+from zarrbuf.manifest.commit_log import open_log
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.object_store import ObjectStorage

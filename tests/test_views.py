@@ -17,12 +17,12 @@ from zarrbuf import TrajectoryReplayBuffer, views
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.contents import Contents
 from zarrbuf.errors import NotFoundError
+from zarrbuf.manifest.row_table import RowTable, Stretch
+from zarrbuf.manifest.rows import Row, Rows
 from zarrbuf.memory_store import MemoryStore
 from zarrbuf.reader import BatchReader
-from zarrbuf.rows import Row, Rows
 from zarrbuf.sampling import plan_batch
 from zarrbuf.stores import NewTrajectory, TrajectoryStore
-from zarrbuf.table import RowTable, Stretch
 from zarrbuf.trajectory.encoding import EncodedTrajectory, encode_trajectory
 from zarrbuf.views import Part, View
 

@@ -18,10 +18,10 @@ from zarrbuf.archive.spec import AnyArray
 from zarrbuf.common.arguments import check_whole_number
 from zarrbuf.common.jobs import Progress
 from zarrbuf.errors import InvalidInputError
+from zarrbuf.manifest.rows import IntArray
 from zarrbuf.pictures import Picture, beside, shrink, to_picture
 from zarrbuf.playback import open_playback
 from zarrbuf.recording import Recording
-from zarrbuf.rows import IntArray
 from zarrbuf.storage.files import check_local_file, write_whole
 from zarrbuf.visualize import plot_sheet, save_figure
 

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 
 from zarrbuf.archive.spec import BatchField
 from zarrbuf.errors import TrajectoryNotFoundError
+from zarrbuf.manifest.rows import Row, Rows
 from zarrbuf.memory_store import MemoryStore
 from zarrbuf.reader import BatchReader
-from zarrbuf.rows import Row, Rows
 from zarrbuf.sampling import partition
 from zarrbuf.small_fields import sorted_fields
 from zarrbuf.stores import NewTrajectory, TrajectoryStore

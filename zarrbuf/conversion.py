@@ -22,10 +22,11 @@ from zarrbuf.common.jobs import Progress, run_jobs
 from zarrbuf.common.thread_pool import default_num_threads
 from zarrbuf.destinations import Created, check_empty, check_outside
 from zarrbuf.errors import InvalidInputError, StorageError
-from zarrbuf.layout import DIRECTORIES, trajectory_path
-from zarrbuf.log_format import Action
 from zarrbuf.log_store import listing_actions
-from zarrbuf.manifest import Snapshot
+from zarrbuf.manifest.actions import Action
+from zarrbuf.manifest.layout import DIRECTORIES, trajectory_path
+from zarrbuf.manifest.rows import Row, Rows
+from zarrbuf.manifest.snapshot import Snapshot
 from zarrbuf.opening import check_format, open_store
 from zarrbuf.rlinf_files import encode_trajectory_file, read_trajectory_file
 from zarrbuf.rlinf_index import (
@@ -36,7 +37,6 @@ from zarrbuf.rlinf_index import (
     encode_index,
     trajectory_name,
 )
-from zarrbuf.rows import Row, Rows
 from zarrbuf.sources import location_of
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.local import LocalStorage

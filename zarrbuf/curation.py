@@ -18,7 +18,6 @@ import numpy as np
 
 from zarrbuf.archive.chunks import crc32c
 from zarrbuf.archive.spec import Schema
-from zarrbuf.bases import Base, make_base
 from zarrbuf.common.jobs import Progress, run_jobs
 from zarrbuf.destinations import Created, check_empty
 from zarrbuf.errors import (
@@ -28,13 +27,14 @@ from zarrbuf.errors import (
     StorageError,
     ZarrbufError,
 )
-from zarrbuf.layout import TRAJECTORY_DIR, commit_path
-from zarrbuf.log_format import Action
 from zarrbuf.log_store import LogStore, listing_actions
-from zarrbuf.manifest import Snapshot
+from zarrbuf.manifest.actions import Action
+from zarrbuf.manifest.layout import TRAJECTORY_DIR, commit_path
+from zarrbuf.manifest.other_buffers import Base, make_base
+from zarrbuf.manifest.rows import IntArray, Row, Rows
+from zarrbuf.manifest.selection import interleave
+from zarrbuf.manifest.snapshot import Snapshot
 from zarrbuf.pins import pinned
-from zarrbuf.rows import IntArray, Row, Rows
-from zarrbuf.selection import interleave
 from zarrbuf.storage.contract import Storage
 from zarrbuf.stores import known_name
 from zarrbuf.views import check_same_fields

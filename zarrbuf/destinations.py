@@ -10,10 +10,12 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Final
 
-from zarrbuf.commits import CommitLog
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import InvalidInputError, StorageError
-from zarrbuf.layout import (
+from zarrbuf.manifest.actions import Action
+from zarrbuf.manifest.commit_log import CommitLog
+from zarrbuf.manifest.identity import create_root, encode_root, parse_root
+from zarrbuf.manifest.layout import (
     DIRECTORIES,
     MANIFEST_DIR,
     ROOT_NAME,
@@ -21,10 +23,8 @@ from zarrbuf.layout import (
     TRAJECTORY_DIR,
     commit_path,
 )
-from zarrbuf.log_format import Action
-from zarrbuf.manifest import Snapshot
+from zarrbuf.manifest.snapshot import Snapshot
 from zarrbuf.rlinf_index import INDEX_NAME, METADATA_NAME
-from zarrbuf.root import create_root, encode_root, parse_root
 from zarrbuf.storage.contract import TMP_DIR, Outcome, Storage
 from zarrbuf.storage.local import LocalStorage
 

@@ -17,7 +17,9 @@ from zarrbuf.common.jobs import Progress
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.destinations import Created, check_empty
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.layout import DIRECTORIES
+from zarrbuf.manifest.layout import DIRECTORIES
+from zarrbuf.manifest.rows import IntArray, Row, Rows
+from zarrbuf.manifest.selection import interleave
 from zarrbuf.rlinf_folder import RlinfStore
 from zarrbuf.rlinf_index import (
     INDEX_NAME,
@@ -26,8 +28,6 @@ from zarrbuf.rlinf_index import (
     encode_index,
     trajectory_name,
 )
-from zarrbuf.rows import IntArray, Row, Rows
-from zarrbuf.selection import interleave
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.trajectory.encoding import encode_trajectory

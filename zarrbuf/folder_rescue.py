@@ -18,6 +18,7 @@ from zarrbuf.archive.zarr_json import parse_json
 from zarrbuf.common.jobs import Progress
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import FormatError, StorageError, ZarrbufError
+from zarrbuf.manifest.rows import UNKNOWN_SCHEMA, Row
 from zarrbuf.rlinf_files import read_trajectory_file, replace_file
 from zarrbuf.rlinf_index import (
     FILE_FORMATS,
@@ -33,7 +34,6 @@ from zarrbuf.rlinf_index import (
     read_index,
     weights_id_of,
 )
-from zarrbuf.rows import UNKNOWN_SCHEMA, Row
 from zarrbuf.trajectory.encoding import trajectory_shape
 from zarrbuf.trajectory.trajectory import Trajectory
 

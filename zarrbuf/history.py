@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from zarrbuf.commits import open_log
-from zarrbuf.log_format import Commit
+from zarrbuf.manifest.actions import Commit
+from zarrbuf.manifest.commit_log import open_log
 from zarrbuf.sources import location_of
 from zarrbuf.storage.resolve import StorageOptions, open_storage
 

@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zarrbuf.commits import open_log
-from zarrbuf.manifest import schema_json
+from zarrbuf.manifest.commit_log import open_log
+from zarrbuf.manifest.rows import Row, Rows
+from zarrbuf.manifest.snapshot import schema_json
 from zarrbuf.rlinf_index import (
     check_no_version,
     is_rlinf_folder,
     read_index,
     trajectory_name,
 )
-from zarrbuf.rows import Row, Rows
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
 

@@ -13,13 +13,13 @@ from typing import Any, Final
 import numpy as np
 
 from zarrbuf.archive.spec import Schema
-from zarrbuf.checkpoints import newer_checkpoint, read_segment
-from zarrbuf.commits import CommitLog
 from zarrbuf.errors import FormatError, NotFoundError, UnsupportedVersionError
-from zarrbuf.layout import COMMIT_NAME, MANIFEST_DIR, commit_path
-from zarrbuf.log_format import Commit, SegmentRef, parse_lone_commit
-from zarrbuf.manifest import Snapshot, parse_schemas
-from zarrbuf.rows import Row, Rows, parse_add
+from zarrbuf.manifest.actions import Commit, SegmentRef, parse_lone_commit
+from zarrbuf.manifest.commit_log import CommitLog
+from zarrbuf.manifest.layout import COMMIT_NAME, MANIFEST_DIR, commit_path
+from zarrbuf.manifest.log_checkpoints import newer_checkpoint, read_segment
+from zarrbuf.manifest.rows import Row, Rows, parse_add
+from zarrbuf.manifest.snapshot import Snapshot, parse_schemas
 from zarrbuf.storage.contract import Storage
 
 _WINDOW: Final = 64

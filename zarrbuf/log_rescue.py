@@ -15,16 +15,16 @@ from typing import Any, Final
 import numpy as np
 
 from zarrbuf.archive.spec import Schema
-from zarrbuf.checkpoints import read_segment, write_segments
-from zarrbuf.commits import CommitLog
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import FormatError, StorageError
-from zarrbuf.layout import CHECKPOINT_DIR, CHECKPOINT_NAME
-from zarrbuf.log_format import Action, SegmentRef
 from zarrbuf.log_remains import Remains, without
 from zarrbuf.log_store import listing_actions
-from zarrbuf.manifest import Snapshot, schema_json
-from zarrbuf.rows import Rows
+from zarrbuf.manifest.actions import Action, SegmentRef
+from zarrbuf.manifest.commit_log import CommitLog
+from zarrbuf.manifest.layout import CHECKPOINT_DIR, CHECKPOINT_NAME
+from zarrbuf.manifest.log_checkpoints import read_segment, write_segments
+from zarrbuf.manifest.rows import Rows
+from zarrbuf.manifest.snapshot import Snapshot, schema_json
 from zarrbuf.storage.contract import Outcome, Storage
 
 ASIDE_DIR: Final = "damaged"

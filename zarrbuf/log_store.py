@@ -15,9 +15,6 @@ import numpy as np
 
 from zarrbuf.archive.spec import Schema
 from zarrbuf.archive.zarr_json import CodecName
-from zarrbuf.bases import Bases
-from zarrbuf.checkpoints import write_segments
-from zarrbuf.commits import CommitLog, open_log, open_or_create_log
 from zarrbuf.errors import (
     CommitUnknownError,
     FormatError,
@@ -25,14 +22,17 @@ from zarrbuf.errors import (
     StorageError,
     ZarrbufError,
 )
-from zarrbuf.log_format import MAX_ADDS, Action
-from zarrbuf.manifest import Snapshot, schema_id
-from zarrbuf.rows import Row, Rows
+from zarrbuf.manifest.actions import MAX_ADDS, Action
+from zarrbuf.manifest.commit_log import CommitLog, open_log, open_or_create_log
+from zarrbuf.manifest.log_checkpoints import write_segments
+from zarrbuf.manifest.other_buffers import Bases
+from zarrbuf.manifest.row_table import Stretch
+from zarrbuf.manifest.rows import Row, Rows
+from zarrbuf.manifest.snapshot import Snapshot, schema_id
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.fetching import FetchCost, RemoteObject, fetch_in_steps
 from zarrbuf.storage.sparse import SparseObject
 from zarrbuf.stores import NewTrajectory, TrajectoryStore, known_name
-from zarrbuf.table import Stretch
 from zarrbuf.trajectory.archived import TrajectoryArchive
 
 

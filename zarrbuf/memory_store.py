@@ -12,9 +12,9 @@ from typing import Final
 
 from zarrbuf.archive.spec import Schema
 from zarrbuf.errors import NotFoundError
-from zarrbuf.rows import Row, Rows
+from zarrbuf.manifest.row_table import RowTable, Stretch
+from zarrbuf.manifest.rows import Row, Rows
 from zarrbuf.stores import NewTrajectory, TrajectoryStore, known_name
-from zarrbuf.table import RowTable, Stretch
 from zarrbuf.trajectory.archived import TrajectoryArchive
 
 _MIN_FORGOTTEN: Final = 64

@@ -16,17 +16,17 @@ from zarrbuf.common.jobs import Progress
 from zarrbuf.curation import Curation, Mode, Part, check_mode, make_buffer
 from zarrbuf.destinations import check_empty, check_outside
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.expressions import select_where
 from zarrbuf.folder_curation import FolderPart, make_folder, new_names
 from zarrbuf.log_store import LogStore
-from zarrbuf.rlinf_folder import RlinfStore
-from zarrbuf.rows import IntArray
-from zarrbuf.selection import (
+from zarrbuf.manifest.predicates import select_where
+from zarrbuf.manifest.rows import IntArray
+from zarrbuf.manifest.selection import (
     parse_ids,
     select_first,
     select_fractions,
     select_ids,
 )
+from zarrbuf.rlinf_folder import RlinfStore
 from zarrbuf.sources import open_source
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.local import LocalStorage
@@ -111,7 +111,7 @@ def split(
         count: the first so many trajectories, in the order of the list.
         fractions: parts of the list, one after the other, for a destination each.
         ids: trajectories by id, numbers or a text such as "3,7-20".
-        where: those for which a condition holds, see `zarrbuf.expressions`.
+        where: those for which a condition holds, see `zarrbuf.manifest.predicates`.
         seed: draw the parts of `fractions` at random, the same for the same seed.
         mode: see `merge`.
         pin: see `merge`.

@@ -12,8 +12,8 @@ from typing import Final
 
 from zarrbuf.archive.zarr_json import CodecName
 from zarrbuf.errors import InvalidInputError, NotFoundError
-from zarrbuf.layout import ROOT_NAME
 from zarrbuf.log_store import LogStore
+from zarrbuf.manifest.layout import ROOT_NAME
 from zarrbuf.rlinf_folder import RlinfStore
 from zarrbuf.rlinf_index import (
     FILE_FORMATS,

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from zarrbuf.commits import CommitLog, open_log
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import (
     CommitUnknownError,
@@ -21,10 +20,11 @@ from zarrbuf.errors import (
     StorageError,
     ZarrbufError,
 )
-from zarrbuf.log_format import Action
 from zarrbuf.log_store import LogStore
-from zarrbuf.manifest import Snapshot
-from zarrbuf.rows import Rows
+from zarrbuf.manifest.actions import Action
+from zarrbuf.manifest.commit_log import CommitLog, open_log
+from zarrbuf.manifest.rows import Rows
+from zarrbuf.manifest.snapshot import Snapshot
 from zarrbuf.sources import open_log_store
 from zarrbuf.storage.resolve import StorageOptions
 

@@ -14,9 +14,9 @@ import numpy as np
 from zarrbuf.archive.spec import AnyArray
 from zarrbuf.common.lru import LruCache
 from zarrbuf.errors import EmptyBufferError, InvalidInputError, TrajectoryNotFoundError
+from zarrbuf.manifest.rows import Rows
 from zarrbuf.opening import open_store
 from zarrbuf.recording import ChunkKey, PlaybackStats, Recording
-from zarrbuf.rows import Rows
 from zarrbuf.sources import location_of
 from zarrbuf.storage.fetching import FetchCost
 from zarrbuf.storage.resolve import Location, StorageOptions, open_storage

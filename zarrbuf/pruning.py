@@ -15,9 +15,9 @@ import numpy as np
 
 from zarrbuf.curation import remove_rows
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.expressions import select_where
-from zarrbuf.rows import IntArray, Rows
-from zarrbuf.selection import parse_ids, select_ids
+from zarrbuf.manifest.predicates import select_where
+from zarrbuf.manifest.rows import IntArray, Rows
+from zarrbuf.manifest.selection import parse_ids, select_ids
 from zarrbuf.sources import open_log_store
 from zarrbuf.storage.resolve import StorageOptions
 
@@ -84,7 +84,7 @@ def prune(
         buffer: path, URL or open buffer.
         keep_newest: keep the last so many of the list.
         keep_bytes: keep the last ones whose archives take so many bytes together.
-        keep: keep those for which a condition holds, see `zarrbuf.expressions`.
+        keep: keep those for which a condition holds, see `zarrbuf.manifest.predicates`.
         storage_options: for object stores, see `TrajectoryReplayBuffer`.
 
     Raises:

@@ -21,8 +21,8 @@ from zarrbuf.archive.spec import (
     step_rows,
 )
 from zarrbuf.common.lru import LruCache
+from zarrbuf.manifest.rows import IntArray, Row
 from zarrbuf.pictures import SHOWN_AS_STORED, ValueRange, image_size, is_image
-from zarrbuf.rows import IntArray, Row
 from zarrbuf.storage.fetching import FetchCost, fetch
 from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.trajectory import to_tensor

@@ -15,12 +15,9 @@ from typing import Any
 import numpy as np
 
 from zarrbuf.archive.spec import Schema
-from zarrbuf.checkpoints import damaged_checkpoints
-from zarrbuf.commits import CommitLog
 from zarrbuf.common.jobs import Progress
 from zarrbuf.errors import NotFoundError
 from zarrbuf.folder_rescue import needs_writing, rescue_folder, write_rescued
-from zarrbuf.layout import ROOT_NAME, commit_path
 from zarrbuf.log_remains import Remains, read_remains
 from zarrbuf.log_rescue import (
     ASIDE_DIR,
@@ -32,9 +29,12 @@ from zarrbuf.log_rescue import (
     open_plans,
 )
 from zarrbuf.log_store import LogStore
-from zarrbuf.manifest import Snapshot
+from zarrbuf.manifest.commit_log import CommitLog
+from zarrbuf.manifest.layout import ROOT_NAME, commit_path
+from zarrbuf.manifest.log_checkpoints import damaged_checkpoints
+from zarrbuf.manifest.rows import Rows
+from zarrbuf.manifest.snapshot import Snapshot
 from zarrbuf.rlinf_index import is_rlinf_folder, list_files
-from zarrbuf.rows import Rows
 from zarrbuf.sources import location_of
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.local import LocalStorage

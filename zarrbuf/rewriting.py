@@ -20,11 +20,11 @@ from zarrbuf.conversion import Conversion, Converter
 from zarrbuf.curation import read_archive
 from zarrbuf.destinations import Created, check_outside
 from zarrbuf.errors import ConflictError, InvalidInputError
-from zarrbuf.log_format import Action
 from zarrbuf.log_store import LogStore, listing_actions
-from zarrbuf.manifest import Snapshot
+from zarrbuf.manifest.actions import Action
+from zarrbuf.manifest.rows import Rows
+from zarrbuf.manifest.snapshot import Snapshot
 from zarrbuf.opening import open_store
-from zarrbuf.rows import Rows
 from zarrbuf.sources import location_of, open_log_store
 from zarrbuf.storage.contract import TMP_DIR
 from zarrbuf.storage.local import LocalStorage

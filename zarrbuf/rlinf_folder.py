@@ -19,6 +19,8 @@ from zarrbuf.errors import (
     NotFoundError,
     StorageError,
 )
+from zarrbuf.manifest.row_table import RowTable, Stretch
+from zarrbuf.manifest.rows import Row, Rows
 from zarrbuf.rlinf_files import (
     encode_trajectory_file,
     read_trajectory_file,
@@ -35,9 +37,7 @@ from zarrbuf.rlinf_index import (
     read_index,
     trajectory_name,
 )
-from zarrbuf.rows import Row, Rows
 from zarrbuf.stores import NewTrajectory, TrajectoryStore
-from zarrbuf.table import RowTable, Stretch
 from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.encoding import encode_trajectory, trajectory_shape
 from zarrbuf.trajectory.trajectory import Trajectory, decode_trajectory

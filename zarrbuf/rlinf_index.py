@@ -19,7 +19,7 @@ from typing import Any, Final, Literal
 from zarrbuf.archive.spec import is_weights_id
 from zarrbuf.archive.zarr_json import parse_json
 from zarrbuf.errors import FormatError, InvalidInputError, NotFoundError, StorageError
-from zarrbuf.rows import MAX_SAMPLES, UNKNOWN_SCHEMA, Row
+from zarrbuf.manifest.rows import MAX_SAMPLES, UNKNOWN_SCHEMA, Row
 
 FileFormat = Literal["pt", "pkl"]
 FILE_FORMATS: Final = ("pt", "pkl")

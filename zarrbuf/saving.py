@@ -17,9 +17,10 @@ from zarrbuf.archive.chunks import crc32c
 from zarrbuf.archive.spec import Schema
 from zarrbuf.archive.zarr_json import CodecName
 from zarrbuf.errors import InvalidInputError, StorageError
-from zarrbuf.log_format import Action
 from zarrbuf.log_store import LogStore, listing_actions
-from zarrbuf.manifest import Snapshot, schema_id
+from zarrbuf.manifest.actions import Action
+from zarrbuf.manifest.rows import Row, Rows
+from zarrbuf.manifest.snapshot import Snapshot, schema_id
 from zarrbuf.opening import (
     open_or_create_folder,
     open_or_create_log_store,
@@ -33,7 +34,6 @@ from zarrbuf.rlinf_files import (
 )
 from zarrbuf.rlinf_folder import RlinfStore
 from zarrbuf.rlinf_index import FileFormat, trajectory_name
-from zarrbuf.rows import Row, Rows
 from zarrbuf.storage.contract import Outcome, Storage
 from zarrbuf.stores import TrajectoryStore
 from zarrbuf.trajectory.archived import TrajectoryArchive

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from zarrbuf.archive.spec import Schema
-from zarrbuf.manifest import schema_id
+from zarrbuf.manifest.row_table import Stretch
+from zarrbuf.manifest.rows import Row, Rows
+from zarrbuf.manifest.snapshot import schema_id
 from zarrbuf.rlinf_index import trajectory_name
-from zarrbuf.rows import Row, Rows
 from zarrbuf.storage.fetching import FetchCost
-from zarrbuf.table import Stretch
 from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.encoding import EncodedTrajectory
 from zarrbuf.trajectory.trajectory import Trajectory, decode_trajectory

@@ -14,15 +14,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from zarrbuf.commits import open_log
 from zarrbuf.common.jobs import Progress, run_jobs
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.layout import TRAJECTORY_DIR, TRAJECTORY_PATH, trajectory_path
-from zarrbuf.log_format import Action
 from zarrbuf.log_store import LogStore
-from zarrbuf.manifest import Snapshot
-from zarrbuf.rows import Rows
+from zarrbuf.manifest.actions import Action
+from zarrbuf.manifest.commit_log import open_log
+from zarrbuf.manifest.layout import TRAJECTORY_DIR, TRAJECTORY_PATH, trajectory_path
+from zarrbuf.manifest.rows import Rows
+from zarrbuf.manifest.snapshot import Snapshot
 from zarrbuf.sources import open_log_store
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.resolve import StorageOptions

@@ -14,8 +14,6 @@ from typing import Any
 
 from zarrbuf.archive.chunks import crc32c
 from zarrbuf.archive.spec import Schema
-from zarrbuf.checkpoints import damaged_checkpoints
-from zarrbuf.commits import CommitLog, list_versions
 from zarrbuf.errors import (
     FormatError,
     InvalidInputError,
@@ -24,13 +22,20 @@ from zarrbuf.errors import (
     UntrustedBaseError,
     ZarrbufError,
 )
-from zarrbuf.layout import ROOT_NAME, TRAJECTORY_DIR, TRAJECTORY_PATH, trajectory_path
 from zarrbuf.log_rescue import open_plans
 from zarrbuf.log_store import LogStore
+from zarrbuf.manifest.commit_log import CommitLog, list_versions
+from zarrbuf.manifest.layout import (
+    ROOT_NAME,
+    TRAJECTORY_DIR,
+    TRAJECTORY_PATH,
+    trajectory_path,
+)
+from zarrbuf.manifest.log_checkpoints import damaged_checkpoints
+from zarrbuf.manifest.rows import UNKNOWN_SCHEMA, Row, Rows
 from zarrbuf.opening import open_store
 from zarrbuf.rlinf_folder import RlinfStore
 from zarrbuf.rlinf_index import check_no_version, is_rlinf_folder
-from zarrbuf.rows import UNKNOWN_SCHEMA, Row, Rows
 from zarrbuf.sources import location_of
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.local import LocalStorage

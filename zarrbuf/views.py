@@ -17,13 +17,13 @@ import numpy as np
 
 from zarrbuf.archive.spec import BatchField, FieldSpec, Schema
 from zarrbuf.errors import InvalidInputError
+from zarrbuf.manifest.row_table import Stretch
+from zarrbuf.manifest.rows import UNKNOWN_SCHEMA, IntArray, Row, Rows
 from zarrbuf.reader import BatchReader
-from zarrbuf.rows import UNKNOWN_SCHEMA, IntArray, Row, Rows
 from zarrbuf.sampling import Span, Window, window_start
 from zarrbuf.small_fields import sorted_fields
 from zarrbuf.storage.fetching import FetchCost
 from zarrbuf.stores import TrajectoryStore, known_name
-from zarrbuf.table import Stretch
 from zarrbuf.trajectory.archived import TrajectoryArchive
 
 _LOG: Final = logging.getLogger("zarrbuf")

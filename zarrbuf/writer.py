@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final
 
-from zarrbuf.log_format import MAX_ADDS
+from zarrbuf.manifest.actions import MAX_ADDS
 from zarrbuf.stores import NewTrajectory
 
 _LOG: Final = logging.getLogger("zarrbuf")

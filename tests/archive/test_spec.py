@@ -13,7 +13,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support.trajectories import ODD_KEYS
 
-from zarrbuf import layout
 from zarrbuf.archive.spec import (
     BIG_ROW_BYTES,
     MAX_NAME_BYTES,
@@ -32,6 +31,7 @@ from zarrbuf.archive.spec import (
 )
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import FormatError, InvalidInputError
+from zarrbuf.manifest import layout
 from zarrbuf.rlinf_index import trajectory_name
 
 SHAPES = st.lists(st.integers(0, 40), min_size=1, max_size=5).map(tuple)

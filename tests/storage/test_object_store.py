@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from support.s3 import S3
 
-from zarrbuf.commits import open_log
 from zarrbuf.errors import (
     FormatError,
     InvalidInputError,
     NotFoundError,
     StorageError,
 )
+from zarrbuf.manifest.commit_log import open_log
 from zarrbuf.storage.contract import Outcome, Range, Storage
 from zarrbuf.storage.object_client import ObjectClient, Request
 from zarrbuf.storage.object_faults import Fault, RequestError, fault_of

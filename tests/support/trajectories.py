@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from zarrbuf.archive.spec import STORED_DTYPE, AnyArray
 from zarrbuf.archive.zip_file import encode_zip, parse_zip
 from zarrbuf.common.uuids import new_uuid
-from zarrbuf.rows import Row
+from zarrbuf.manifest.rows import Row
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.object_store import ObjectStorage
 from zarrbuf.storage.resolve import open_storage

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from zarrbuf.archive.spec import AnyArray
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.rows import IntArray, Rows
+from zarrbuf.manifest.rows import IntArray, Rows
 
 MAX_TEXT: Final = 4096
 COLUMNS: Final = (

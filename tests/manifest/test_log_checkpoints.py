@@ -16,18 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.trajectories import MemoryStorage
 
-from zarrbuf import checkpoints, commits
 from zarrbuf.archive.group import Archive
 from zarrbuf.archive.spec import FieldSpec
-from zarrbuf.checkpoints import (
-    damaged_checkpoints,
-    encode_checkpoint,
-    parse_checkpoint,
-    read_segment,
-    write_checkpoint,
-    write_segments,
-)
-from zarrbuf.commits import CommitLog, open_log, open_or_create_log
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import (
     FormatError,
@@ -35,11 +25,22 @@ from zarrbuf.errors import (
     StorageError,
     UnsupportedVersionError,
 )
-from zarrbuf.layout import checkpoint_path
-from zarrbuf.log_format import Action, SegmentRef, seal
-from zarrbuf.manifest import Snapshot, schema_id
-from zarrbuf.rows import Row, Rows
-from zarrbuf.segments import parse_segment
+from zarrbuf.manifest import commit_log as commits
+from zarrbuf.manifest import log_checkpoints as checkpoints
+from zarrbuf.manifest.actions import Action, SegmentRef, seal
+from zarrbuf.manifest.commit_log import CommitLog, open_log, open_or_create_log
+from zarrbuf.manifest.layout import checkpoint_path
+from zarrbuf.manifest.log_checkpoints import (
+    damaged_checkpoints,
+    encode_checkpoint,
+    parse_checkpoint,
+    read_segment,
+    write_checkpoint,
+    write_segments,
+)
+from zarrbuf.manifest.rows import Row, Rows
+from zarrbuf.manifest.segments import parse_segment
+from zarrbuf.manifest.snapshot import Snapshot, schema_id
 from zarrbuf.storage.contract import Outcome
 
 INTERVAL = 4

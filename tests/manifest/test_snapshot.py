@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from zarrbuf.archive.spec import STORED_DTYPE, FieldSpec
 from zarrbuf.archive.zarr_json import encode_json
 from zarrbuf.errors import FormatError, UnsupportedVersionError
-from zarrbuf.log_format import (
+from zarrbuf.manifest.actions import (
     MAX_COMMIT_BYTES,
     Action,
     Commit,
@@ -28,7 +28,8 @@ from zarrbuf.log_format import (
     seal,
     unseal,
 )
-from zarrbuf.manifest import (
+from zarrbuf.manifest.rows import Row, Rows
+from zarrbuf.manifest.snapshot import (
     Change,
     Snapshot,
     apply_commits,
@@ -37,7 +38,6 @@ from zarrbuf.manifest import (
     schema_id,
     schema_json,
 )
-from zarrbuf.rows import Row, Rows
 
 FIELDS = {"rewards": FieldSpec("float32", (1,), "step")}
 SCHEMA_ID = schema_id(FIELDS)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrbuf.archive.spec import AnyArray
-from zarrbuf.texts import TextColumn
+from zarrbuf.manifest.texts import TextColumn
 
 _MIN_ROOM: Final = 64
 _MAX_FIRST_BYTES: Final = 1 << 28

@@ -15,7 +15,7 @@ from zarrbuf.errors import (
     StorageError,
     UnsupportedVersionError,
 )
-from zarrbuf.layout import ROOT_NAME
+from zarrbuf.manifest.layout import ROOT_NAME
 from zarrbuf.storage.contract import Outcome, Storage
 
 _COMMIT_METHODS: Final = ("link", "if-none-match", "generation", "lock", "single")

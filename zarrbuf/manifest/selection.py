@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from zarrbuf.errors import InvalidInputError, TrajectoryNotFoundError
-from zarrbuf.rows import IntArray, Rows
+from zarrbuf.manifest.rows import IntArray, Rows
 
 _ID_RANGE: Final = re.compile(r"\s*(\d{1,18})\s*(?:-\s*(\d{1,18})\s*)?")
 MAX_IDS: Final = 10_000_000

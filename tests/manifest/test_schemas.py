@@ -16,21 +16,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.paths import ROOT
 
-from zarrbuf import commits
 from zarrbuf.archive.group import Archive, FieldArray, encode_archive
 from zarrbuf.archive.spec import STORED_DTYPE, FieldSpec
 from zarrbuf.archive.zarr_json import encode_json
-from zarrbuf.checkpoints import parse_checkpoint, write_segments
-from zarrbuf.commits import open_or_create_log
 from zarrbuf.errors import FormatError, UnsupportedVersionError
-from zarrbuf.log_format import SegmentRef, parse_commit, seal, sha256_hex, unseal
-from zarrbuf.manifest import Snapshot, apply_commits, schema_id, schema_json
-from zarrbuf.root import encode_root, parse_root
-from zarrbuf.rows import Row, Rows
-from zarrbuf.segments import encode_segment, parse_segment
+from zarrbuf.manifest import commit_log as commits
+from zarrbuf.manifest.actions import SegmentRef, parse_commit, seal, sha256_hex, unseal
+from zarrbuf.manifest.commit_log import open_or_create_log
+from zarrbuf.manifest.identity import encode_root, parse_root
+from zarrbuf.manifest.log_checkpoints import parse_checkpoint, write_segments
+from zarrbuf.manifest.row_table import RowTable
+from zarrbuf.manifest.rows import Row, Rows
+from zarrbuf.manifest.segments import encode_segment, parse_segment
+from zarrbuf.manifest.snapshot import Snapshot, apply_commits, schema_id, schema_json
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.resolve import open_storage
-from zarrbuf.table import RowTable
 from zarrbuf.trajectory.archived import TrajectoryArchive, TrajectoryHeader
 
 SCHEMAS = ROOT / "schemas"

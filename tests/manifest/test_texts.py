@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zarrbuf import texts as texts_module
-from zarrbuf.texts import TextColumn
+from zarrbuf.manifest import texts as texts_module
+from zarrbuf.manifest.texts import TextColumn
 
 # Few of them, so that they repeat; some as long as what is compared at once.
 ANY = st.sampled_from(["", "\0", "a", "a\0", "ab", "ä", "w" * 8, "w" * 63, "w" * 64])

@@ -13,14 +13,14 @@ from support.numbered import contents, make
 from support.remote import loaded
 
 from zarrbuf import list_buffer, verify
-from zarrbuf.base_urls import base_url, check_trusted, place_of, resolve_base
-from zarrbuf.commits import create_log, open_log
 from zarrbuf.errors import (
     FormatError,
     InvalidInputError,
     UntrustedBaseError,
     ZarrbufError,
 )
+from zarrbuf.manifest.commit_log import create_log, open_log
+from zarrbuf.manifest.trust import base_url, check_trusted, place_of, resolve_base
 from zarrbuf.storage.object_client import ObjectClient
 from zarrbuf.storage.resolve import open_storage
 

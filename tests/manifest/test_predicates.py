@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from support.trajectories import make_row
 
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.expressions import select_where
-from zarrbuf.rows import Rows
+from zarrbuf.manifest.predicates import select_where
+from zarrbuf.manifest.rows import Rows
 
 TAGS: list[dict[str, Any]] = [
     {"mean_return": 1.5, "success_rate": 1, "task": "lift"},

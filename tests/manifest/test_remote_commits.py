@@ -12,14 +12,14 @@ import pytest
 from support.s3 import S3
 
 from zarrbuf.archive.spec import FieldSpec
-from zarrbuf.commits import list_versions, open_log, open_or_create_log
-from zarrbuf.manifest import schema_id
+from zarrbuf.manifest.commit_log import list_versions, open_log, open_or_create_log
+from zarrbuf.manifest.snapshot import schema_id
 
 FIELDS = {"rewards": FieldSpec("float32", (1,), "step")}
 WRITER = """
 import json, sys
 from support.trajectories import make_row
-from zarrbuf.commits import open_log
+from zarrbuf.manifest.commit_log import open_log
 from zarrbuf.errors import ZarrbufError
 from zarrbuf.storage.resolve import open_storage
 url, options, schema, count = json.loads(sys.argv[1])

@@ -17,9 +17,9 @@ import numpy.typing as npt
 from zarrbuf.archive.spec import FieldSpec, parse_schema
 from zarrbuf.archive.zarr_json import encode_json
 from zarrbuf.errors import FormatError
-from zarrbuf.log_format import Action, Commit, SegmentRef, sha256_hex
-from zarrbuf.rows import IntArray, Rows, parse_add
-from zarrbuf.table import RowTable
+from zarrbuf.manifest.actions import Action, Commit, SegmentRef, sha256_hex
+from zarrbuf.manifest.row_table import RowTable
+from zarrbuf.manifest.rows import IntArray, Rows, parse_add
 
 ReadSegment = Callable[[SegmentRef], Rows]
 _MAX_AT_ONCE: Final = 64

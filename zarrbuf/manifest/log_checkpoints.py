@@ -16,13 +16,7 @@ import numpy as np
 
 from zarrbuf.archive.zarr_json import check_spec
 from zarrbuf.errors import FormatError, NotFoundError
-from zarrbuf.layout import (
-    CHECKPOINT_DIR,
-    CHECKPOINT_NAME,
-    checkpoint_path,
-    segment_path,
-)
-from zarrbuf.log_format import (
+from zarrbuf.manifest.actions import (
     SegmentRef,
     check_bases,
     check_pins,
@@ -30,11 +24,22 @@ from zarrbuf.log_format import (
     sha256_hex,
     unseal,
 )
-from zarrbuf.manifest import Snapshot, parse_schemas, removed_ranges, schema_json
-from zarrbuf.rows import MAX_SEGMENT_ROWS, Rows
-from zarrbuf.segments import encode_segment, parse_segment
+from zarrbuf.manifest.layout import (
+    CHECKPOINT_DIR,
+    CHECKPOINT_NAME,
+    checkpoint_path,
+    segment_path,
+)
+from zarrbuf.manifest.row_table import RowTable
+from zarrbuf.manifest.rows import MAX_SEGMENT_ROWS, Rows
+from zarrbuf.manifest.segments import encode_segment, parse_segment
+from zarrbuf.manifest.snapshot import (
+    Snapshot,
+    parse_schemas,
+    removed_ranges,
+    schema_json,
+)
 from zarrbuf.storage.contract import Storage
-from zarrbuf.table import RowTable
 
 SEGMENTS_PER_LEVEL: Final = 16
 """So many segments of one level are merged into one of the next."""

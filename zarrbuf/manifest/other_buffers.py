@@ -10,10 +10,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zarrbuf.base_urls import base_url, check_trusted, place_of, resolve_base
 from zarrbuf.errors import FormatError, NotFoundError, UntrustedBaseError
-from zarrbuf.layout import ROOT_NAME
-from zarrbuf.root import parse_root
+from zarrbuf.manifest.identity import parse_root
+from zarrbuf.manifest.layout import ROOT_NAME
+from zarrbuf.manifest.trust import base_url, check_trusted, place_of, resolve_base
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.local import LocalStorage
 

@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from zarrbuf.archive.zarr_json import check_spec, encode_json, parse_json
 from zarrbuf.errors import FormatError
-from zarrbuf.layout import SEGMENT_PATH, TRAJECTORY_PATH
-from zarrbuf.rows import MAX_SEGMENT_ROWS
+from zarrbuf.manifest.layout import SEGMENT_PATH, TRAJECTORY_PATH
+from zarrbuf.manifest.rows import MAX_SEGMENT_ROWS
 
 Action = Mapping[str, Any]
 MAX_COMMIT_BYTES: Final = 16 << 20

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrbuf.archive.spec import AnyArray
-from zarrbuf.growing import GrowingArray, GrowingText
-from zarrbuf.rows import FIXED_DTYPE, TEXT_COLUMNS, IntArray, Rows
+from zarrbuf.manifest.growing import GrowingArray, GrowingText
+from zarrbuf.manifest.rows import FIXED_DTYPE, TEXT_COLUMNS, IntArray, Rows
 
 _DTYPES: Final[Mapping[str, npt.DTypeLike]] = {
     "fixed": FIXED_DTYPE,

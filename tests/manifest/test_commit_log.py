@@ -23,15 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.trajectories import MemoryStorage
 
-from zarrbuf import commits
 from zarrbuf.archive.spec import FieldSpec
-from zarrbuf.commits import (
-    CommitLog,
-    create_log,
-    list_versions,
-    open_log,
-    open_or_create_log,
-)
 from zarrbuf.errors import (
     CommitUnknownError,
     ConflictError,
@@ -41,11 +33,19 @@ from zarrbuf.errors import (
     StorageError,
     UnsupportedVersionError,
 )
-from zarrbuf.layout import commit_path
-from zarrbuf.log_format import MAX_COMMIT_BYTES, Action, seal, sha256_hex
-from zarrbuf.manifest import Snapshot, schema_id
-from zarrbuf.root import encode_root, parse_root
-from zarrbuf.rows import Row
+from zarrbuf.manifest import commit_log as commits
+from zarrbuf.manifest.actions import MAX_COMMIT_BYTES, Action, seal, sha256_hex
+from zarrbuf.manifest.commit_log import (
+    CommitLog,
+    create_log,
+    list_versions,
+    open_log,
+    open_or_create_log,
+)
+from zarrbuf.manifest.identity import encode_root, parse_root
+from zarrbuf.manifest.layout import commit_path
+from zarrbuf.manifest.rows import Row
+from zarrbuf.manifest.snapshot import Snapshot, schema_id
 from zarrbuf.storage.contract import Outcome, Storage
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import open_storage

@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from zarrbuf.checkpoints import read_checkpoint, read_segment, write_checkpoint
 from zarrbuf.common.arguments import check_whole_number
 from zarrbuf.errors import (
     CommitUnknownError,
@@ -29,10 +28,21 @@ from zarrbuf.errors import (
     StorageRefusedError,
     ZarrbufError,
 )
-from zarrbuf.layout import COMMIT_NAME, MANIFEST_DIR, ROOT_NAME, commit_path
-from zarrbuf.log_format import Action, Commit, encode_commit, parse_commit, sha256_hex
-from zarrbuf.manifest import Change, Snapshot, apply_commits
-from zarrbuf.root import create_root, encode_root, parse_root
+from zarrbuf.manifest.actions import (
+    Action,
+    Commit,
+    encode_commit,
+    parse_commit,
+    sha256_hex,
+)
+from zarrbuf.manifest.identity import create_root, encode_root, parse_root
+from zarrbuf.manifest.layout import COMMIT_NAME, MANIFEST_DIR, ROOT_NAME, commit_path
+from zarrbuf.manifest.log_checkpoints import (
+    read_checkpoint,
+    read_segment,
+    write_checkpoint,
+)
+from zarrbuf.manifest.snapshot import Change, Snapshot, apply_commits
 from zarrbuf.storage.contract import Outcome, Storage
 
 CHECKPOINT_INTERVAL: Final = 256
