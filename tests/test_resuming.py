@@ -17,7 +17,7 @@ from support.batches import assert_same_batch, draw, generator
 
 from zarrbuf import Trajectory, TrajectoryReplayBuffer, list_buffer, verify
 from zarrbuf.errors import InvalidInputError, StorageError
-from zarrbuf.rlinf_files import stage_file
+from zarrbuf.rlinf.files import stage_file
 from zarrbuf.storage.local import LocalStorage
 
 FORMATS = ("zarr", "pt", "pkl")

@@ -23,7 +23,7 @@ from zarrbuf.errors import (
     StorageError,
 )
 from zarrbuf.manifest.predicates import select_where
-from zarrbuf.rlinf_index import read_index
+from zarrbuf.rlinf.index import read_index
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import open_storage
 from zarrbuf.trajectory.comparing import compare_trajectories

@@ -28,8 +28,8 @@ from zarrbuf.manifest.layout import DIRECTORIES, trajectory_path
 from zarrbuf.manifest.rows import Row, Rows
 from zarrbuf.manifest.snapshot import Snapshot
 from zarrbuf.opening import check_format, open_store
-from zarrbuf.rlinf_files import encode_trajectory_file, read_trajectory_file
-from zarrbuf.rlinf_index import (
+from zarrbuf.rlinf.files import encode_trajectory_file, read_trajectory_file
+from zarrbuf.rlinf.index import (
     INDEX_NAME,
     METADATA_NAME,
     FileFormat,

@@ -24,7 +24,7 @@ from zarrbuf.manifest.layout import (
     commit_path,
 )
 from zarrbuf.manifest.snapshot import Snapshot
-from zarrbuf.rlinf_index import INDEX_NAME, METADATA_NAME
+from zarrbuf.rlinf.index import INDEX_NAME, METADATA_NAME
 from zarrbuf.storage.contract import TMP_DIR, Outcome, Storage
 from zarrbuf.storage.local import LocalStorage
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from zarrbuf.common.arguments import check_seed
-from zarrbuf.rlinf_files import encode_generator, restore_generator
+from zarrbuf.rlinf.files import encode_generator, restore_generator
 from zarrbuf.stores import TrajectoryStore
 
 

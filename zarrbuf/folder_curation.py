@@ -20,14 +20,14 @@ from zarrbuf.errors import InvalidInputError
 from zarrbuf.manifest.layout import DIRECTORIES
 from zarrbuf.manifest.rows import IntArray, Row, Rows
 from zarrbuf.manifest.selection import interleave
-from zarrbuf.rlinf_folder import RlinfStore
-from zarrbuf.rlinf_index import (
+from zarrbuf.rlinf.index import (
     INDEX_NAME,
     METADATA_NAME,
     RlinfIndex,
     encode_index,
     trajectory_name,
 )
+from zarrbuf.rlinf_folder import RlinfStore
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.trajectory.encoding import encode_trajectory

@@ -19,8 +19,8 @@ from zarrbuf.common.jobs import Progress
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import FormatError, StorageError, ZarrbufError
 from zarrbuf.manifest.rows import UNKNOWN_SCHEMA, Row
-from zarrbuf.rlinf_files import read_trajectory_file, replace_file
-from zarrbuf.rlinf_index import (
+from zarrbuf.rlinf.files import read_trajectory_file, replace_file
+from zarrbuf.rlinf.index import (
     FILE_FORMATS,
     INDEX_NAME,
     MAX_NUMBER,

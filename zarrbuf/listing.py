@@ -13,7 +13,7 @@ from typing import Any
 from zarrbuf.manifest.commit_log import open_log
 from zarrbuf.manifest.rows import Row, Rows
 from zarrbuf.manifest.snapshot import schema_json
-from zarrbuf.rlinf_index import (
+from zarrbuf.rlinf.index import (
     check_no_version,
     is_rlinf_folder,
     read_index,

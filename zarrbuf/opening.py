@@ -14,14 +14,14 @@ from zarrbuf.archive.zarr_json import CodecName
 from zarrbuf.errors import InvalidInputError, NotFoundError
 from zarrbuf.log_store import LogStore
 from zarrbuf.manifest.layout import ROOT_NAME
-from zarrbuf.rlinf_folder import RlinfStore
-from zarrbuf.rlinf_index import (
+from zarrbuf.rlinf.index import (
     FILE_FORMATS,
     METADATA_NAME,
     FileFormat,
     check_no_version,
     is_rlinf_folder,
 )
+from zarrbuf.rlinf_folder import RlinfStore
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import Location, open_storage

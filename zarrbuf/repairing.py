@@ -34,7 +34,7 @@ from zarrbuf.manifest.layout import ROOT_NAME, commit_path
 from zarrbuf.manifest.log_checkpoints import damaged_checkpoints
 from zarrbuf.manifest.rows import Rows
 from zarrbuf.manifest.snapshot import Snapshot
-from zarrbuf.rlinf_index import is_rlinf_folder, list_files
+from zarrbuf.rlinf.index import is_rlinf_folder, list_files
 from zarrbuf.sources import location_of
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.local import LocalStorage

@@ -21,12 +21,12 @@ from zarrbuf.errors import (
 )
 from zarrbuf.manifest.row_table import RowTable, Stretch
 from zarrbuf.manifest.rows import Row, Rows
-from zarrbuf.rlinf_files import (
+from zarrbuf.rlinf.files import (
     encode_trajectory_file,
     read_trajectory_file,
     replace_file,
 )
-from zarrbuf.rlinf_index import (
+from zarrbuf.rlinf.index import (
     INDEX_NAME,
     METADATA_NAME,
     FileFormat,

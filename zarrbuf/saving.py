@@ -26,14 +26,14 @@ from zarrbuf.opening import (
     open_or_create_log_store,
 )
 from zarrbuf.reader import BatchReader
-from zarrbuf.rlinf_files import (
+from zarrbuf.rlinf.files import (
     discard_files,
     encode_trajectory_file,
     publish_files,
     stage_file,
 )
+from zarrbuf.rlinf.index import FileFormat, trajectory_name
 from zarrbuf.rlinf_folder import RlinfStore
-from zarrbuf.rlinf_index import FileFormat, trajectory_name
 from zarrbuf.storage.contract import Outcome, Storage
 from zarrbuf.stores import TrajectoryStore
 from zarrbuf.trajectory.archived import TrajectoryArchive

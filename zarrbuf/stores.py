@@ -15,7 +15,7 @@ from zarrbuf.archive.spec import Schema
 from zarrbuf.manifest.row_table import Stretch
 from zarrbuf.manifest.rows import Row, Rows
 from zarrbuf.manifest.snapshot import schema_id
-from zarrbuf.rlinf_index import trajectory_name
+from zarrbuf.rlinf.index import trajectory_name
 from zarrbuf.storage.fetching import FetchCost
 from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.encoding import EncodedTrajectory

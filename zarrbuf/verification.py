@@ -34,8 +34,8 @@ from zarrbuf.manifest.layout import (
 from zarrbuf.manifest.log_checkpoints import damaged_checkpoints
 from zarrbuf.manifest.rows import UNKNOWN_SCHEMA, Row, Rows
 from zarrbuf.opening import open_store
+from zarrbuf.rlinf.index import check_no_version, is_rlinf_folder
 from zarrbuf.rlinf_folder import RlinfStore
-from zarrbuf.rlinf_index import check_no_version, is_rlinf_folder
 from zarrbuf.sources import location_of
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.local import LocalStorage

@@ -32,7 +32,7 @@ from zarrbuf.archive.spec import (
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import FormatError, InvalidInputError
 from zarrbuf.manifest import layout
-from zarrbuf.rlinf_index import trajectory_name
+from zarrbuf.rlinf.index import trajectory_name
 
 SHAPES = st.lists(st.integers(0, 40), min_size=1, max_size=5).map(tuple)
 BIG_SHAPES = st.tuples(

@@ -22,9 +22,9 @@ import torch
 from zarrbuf.archive.spec import DICT_FIELDS, TENSOR_FIELDS
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import FormatError, NotFoundError, StorageError
-from zarrbuf.rlinf_index import FileFormat
+from zarrbuf.rlinf.index import FileFormat
+from zarrbuf.rlinf.safe_pickle.allowlist import parse_pickle
 from zarrbuf.trajectory.trajectory import Trajectory
-from zarrbuf.unpickle import parse_pickle
 
 _SPARE_BYTES: Final = 64 << 20
 

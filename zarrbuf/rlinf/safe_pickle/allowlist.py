@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 
 from zarrbuf.errors import FormatError
-from zarrbuf.pickle_machine import (
+from zarrbuf.rlinf.safe_pickle.machine import (
     Call,
     GlobalTable,
     Job,
@@ -22,7 +22,7 @@ from zarrbuf.pickle_machine import (
     PickleLimits,
     decode_utf8,
 )
-from zarrbuf.torch_legacy import (
+from zarrbuf.rlinf.safe_pickle.torch_legacy import (
     NEW_DTYPES,
     Storage,
     View,

@@ -18,13 +18,13 @@ from support.trajectories import assert_same_trajectory, make_trajectory
 
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.errors import FormatError, InvalidInputError, NotFoundError, StorageError
-from zarrbuf.rlinf_files import (
+from zarrbuf.rlinf.files import (
     encode_trajectory_file,
     read_trajectory_file,
     replace_file,
 )
+from zarrbuf.rlinf.index import read_index
 from zarrbuf.rlinf_folder import RlinfStore
-from zarrbuf.rlinf_index import read_index
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from support.paths import DATA
 
 from zarrbuf.errors import FormatError
-from zarrbuf.pickle_machine import PickleLimits
-from zarrbuf.unpickle import _TABLE, parse_pickle
+from zarrbuf.rlinf.safe_pickle.allowlist import _TABLE, parse_pickle
+from zarrbuf.rlinf.safe_pickle.machine import PickleLimits
 
 PICKLES = DATA / "rlinf_pkl"
 PROTOCOLS = (2, 3, 4, 5)
@@ -270,7 +270,7 @@ class TestAttacks:
             "import resource\n"
             "from attacks.pickles import ATTACKS\n"
             "from zarrbuf.errors import FormatError\n"
-            "from zarrbuf.unpickle import parse_pickle\n"
+            "from zarrbuf.rlinf.safe_pickle.allowlist import parse_pickle\n"
             "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
             "before = peak()\n"
             "for build in ATTACKS.values():\n"
