@@ -40,7 +40,7 @@ from benchmarks.readers import Tensorstore, ZarrPython
 from benchmarks.timing import Drawn, Times, timed
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.common.uuids import new_uuid
-from zarrbuf.opening import open_store
+from zarrbuf.stores.opening import open_store
 from zarrbuf.trajectory.encoding import EncodedTrajectory, encode_trajectory
 
 WITH_OUT: Final = "zarrbuf, `out=`"

@@ -33,7 +33,7 @@ from benchmarks.readers import BIG, STAGES
 from benchmarks.tables import Target, mb, ms
 from benchmarks.timing import Times, timed
 from zarrbuf import TrajectoryReplayBuffer
-from zarrbuf.opening import open_store
+from zarrbuf.stores.opening import open_store
 
 COLD: Final = "zarrbuf"
 FIRST: Final = "zarrbuf, nothing opened yet"

@@ -32,12 +32,12 @@ from zarrbuf.archive.chunks import ChunkReads, crc32c
 from zarrbuf.archive.compiled import have_loops
 from zarrbuf.common.thread_pool import Workers
 from zarrbuf.common.uuids import new_uuid
-from zarrbuf.log_store import LogStore
-from zarrbuf.opening import open_store
 from zarrbuf.sampling import ReadPlan, Window, plan_batch
 from zarrbuf.small_fields import sorted_fields
 from zarrbuf.storage.local import LocalStorage
-from zarrbuf.stores import NewTrajectory
+from zarrbuf.stores.contract import NewTrajectory
+from zarrbuf.stores.logged import LogStore
+from zarrbuf.stores.opening import open_store
 from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.encoding import encode_trajectory
 

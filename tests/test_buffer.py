@@ -29,7 +29,7 @@ from zarrbuf.errors import (
     NotFoundError,
     TrajectoryNotFoundError,
 )
-from zarrbuf.memory_store import MemoryStore
+from zarrbuf.stores.in_memory import MemoryStore
 
 FORMATS = ("zarr", "pt", "pkl")
 

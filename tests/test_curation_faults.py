@@ -37,7 +37,6 @@ from zarrbuf.errors import (
     StorageError,
     ZarrbufError,
 )
-from zarrbuf.log_store import LogStore
 from zarrbuf.manifest.commit_log import CommitLog, open_log
 from zarrbuf.manifest.layout import ROOT_NAME
 from zarrbuf.manifest.predicates import select_where
@@ -46,6 +45,7 @@ from zarrbuf.manifest.selection import parse_ids
 from zarrbuf.manifest.texts import TextColumn
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import open_storage
+from zarrbuf.stores.logged import LogStore
 from zarrbuf.trajectory.encoding import encode_trajectory
 
 FOLDER = DATA / "rlinf_pt" / "rank_0"

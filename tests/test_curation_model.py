@@ -29,11 +29,11 @@ from support.numbered import numbered
 from zarrbuf import merge, prune, remove, split, vacuum, vacuuming
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import NotFoundError
-from zarrbuf.log_store import LogStore
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.object_store import ObjectStorage
 from zarrbuf.storage.resolve import open_storage
-from zarrbuf.stores import NewTrajectory
+from zarrbuf.stores.contract import NewTrajectory
+from zarrbuf.stores.logged import LogStore
 from zarrbuf.trajectory.encoding import encode_trajectory
 
 CALLS = ("create", "delete", "put_all", "link_from", "read", "read_existing")

@@ -15,7 +15,7 @@ from support.trajectories import make_trajectory
 
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.errors import FormatError
-from zarrbuf.log_store import LogStore
+from zarrbuf.stores.logged import LogStore
 
 WIDE = """
 import torch

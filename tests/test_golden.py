@@ -12,7 +12,7 @@ from support.paths import DATA
 from support.trajectories import assert_same_trajectory
 
 from zarrbuf import TrajectoryReplayBuffer, convert
-from zarrbuf.opening import open_store
+from zarrbuf.stores.opening import open_store
 
 FOLDERS = {
     "rlinf_pt/rank_0": "rlinf_pt/rank_0.golden.json",

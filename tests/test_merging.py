@@ -30,7 +30,6 @@ from zarrbuf.errors import (
     TrajectoryNotFoundError,
     UntrustedBaseError,
 )
-from zarrbuf.log_store import LogStore
 from zarrbuf.manifest.commit_log import open_log
 from zarrbuf.merging import merge, split
 from zarrbuf.storage.contract import Range
@@ -39,6 +38,7 @@ from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.object_store import ObjectStorage
 from zarrbuf.storage.resolve import open_storage
 from zarrbuf.storage.sparse import SparseObject
+from zarrbuf.stores.logged import LogStore
 
 MODES = ("reference", "hardlink", "copy", "move")
 

@@ -22,9 +22,9 @@ from support.s3 import S3
 from zarrbuf import TrajectoryReplayBuffer
 from zarrbuf.common.background import BackgroundThread, EndingError, Repeater, UnderWay
 from zarrbuf.errors import FormatError, InvalidInputError, StorageError
-from zarrbuf.log_store import LogStore
 from zarrbuf.storage.object_store import ObjectStorage
 from zarrbuf.storage.resolve import open_storage
+from zarrbuf.stores.logged import LogStore
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ from support.trajectories import assert_same_trajectory, make_trajectory
 
 from zarrbuf import Trajectory, TrajectoryReplayBuffer, convert, list_buffer, verify
 from zarrbuf.errors import FormatError, NotFoundError
-from zarrbuf.log_store import LogStore
 from zarrbuf.storage.fetching import FetchCost, RemoteObject, fetch, fetch_in_steps
 from zarrbuf.storage.ranges import BLOCK_BYTES
 from zarrbuf.storage.resolve import open_storage
 from zarrbuf.storage.sparse import SparseObject
+from zarrbuf.stores.logged import LogStore
 from zarrbuf.trajectory.archived import TAIL_BYTES, TrajectoryArchive
 
 CLIENTS = ("s3fs", "obstore")

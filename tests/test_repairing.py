@@ -21,11 +21,11 @@ from support.s3 import S3
 import zarrbuf
 from zarrbuf import TrajectoryReplayBuffer, cli, repair, verify
 from zarrbuf.errors import FormatError, NotFoundError, UnsupportedVersionError
-from zarrbuf.log_store import LogStore
 from zarrbuf.manifest.actions import seal, unseal
 from zarrbuf.manifest.layout import commit_path
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import open_storage
+from zarrbuf.stores.logged import LogStore
 
 FOLDER = DATA / "rlinf_pt" / "rank_0"
 
@@ -193,7 +193,7 @@ def test_what_whole_commits_say_stands(source: Path) -> None:
 def test_segments_and_recompressed_archives_are_not_lost(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zarrbuf.log_store.MAX_ADDS", 2)
+    monkeypatch.setattr("zarrbuf.stores.logged.MAX_ADDS", 2)
     zarrbuf.recompress(source, codec="zstd")
     make(source, 7, 1)
     uuids = {row.uuid for row in rows_of(source)}

@@ -18,7 +18,7 @@ from support.trajectories import assert_same_trajectory, make_trajectory
 
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.errors import InvalidInputError, StorageError
-from zarrbuf.log_store import LogStore
+from zarrbuf.stores.logged import LogStore
 
 FORMATS = ("zarr", "pt", "pkl")
 

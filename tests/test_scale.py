@@ -19,23 +19,23 @@ import support.trajectories
 from support.trajectories import MemoryStorage, make_trajectory
 
 from zarrbuf import TrajectoryReplayBuffer
-from zarrbuf import memory_store as memory_store_module
 from zarrbuf.archive.spec import FieldSpec
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.contents import Contents
 from zarrbuf.errors import ConflictError, StorageError
-from zarrbuf.log_store import LogStore
 from zarrbuf.manifest.actions import Action
 from zarrbuf.manifest.commit_log import CommitLog, open_log, open_or_create_log
 from zarrbuf.manifest.log_checkpoints import write_checkpoint, write_segments
 from zarrbuf.manifest.row_table import RowTable
 from zarrbuf.manifest.rows import Row, Rows
 from zarrbuf.manifest.snapshot import Snapshot, schema_id
-from zarrbuf.memory_store import MemoryStore
 from zarrbuf.reader import BatchReader
 from zarrbuf.sampling import plan_batch
 from zarrbuf.storage.contract import Outcome
-from zarrbuf.stores import NewTrajectory
+from zarrbuf.stores import in_memory as memory_store_module
+from zarrbuf.stores.contract import NewTrajectory
+from zarrbuf.stores.in_memory import MemoryStore
+from zarrbuf.stores.logged import LogStore
 from zarrbuf.trajectory.encoding import encode_trajectory
 
 FEW, MANY = 10, 200_000

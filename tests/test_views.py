@@ -19,10 +19,10 @@ from zarrbuf.contents import Contents
 from zarrbuf.errors import NotFoundError
 from zarrbuf.manifest.row_table import RowTable, Stretch
 from zarrbuf.manifest.rows import Row, Rows
-from zarrbuf.memory_store import MemoryStore
 from zarrbuf.reader import BatchReader
 from zarrbuf.sampling import plan_batch
-from zarrbuf.stores import NewTrajectory, TrajectoryStore
+from zarrbuf.stores.contract import NewTrajectory, TrajectoryStore
+from zarrbuf.stores.in_memory import MemoryStore
 from zarrbuf.trajectory.encoding import EncodedTrajectory, encode_trajectory
 from zarrbuf.views import Part, View
 

@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from zarrbuf.datasets import ReplayBufferDataset as ReplayBufferDataset
     from zarrbuf.datasets import replay_buffer_collate_fn as replay_buffer_collate_fn
     from zarrbuf.history import read_history as read_history
-    from zarrbuf.listing import list_buffer as list_buffer
-    from zarrbuf.listing import row_json as row_json
     from zarrbuf.merging import merge as merge
     from zarrbuf.merging import split as split
-    from zarrbuf.pins import unpin as unpin
     from zarrbuf.playback import open_playback as open_playback
     from zarrbuf.pruning import prune as prune
     from zarrbuf.pruning import remove as remove
     from zarrbuf.repairing import repair as repair
     from zarrbuf.rewriting import export as export
     from zarrbuf.rewriting import recompress as recompress
+    from zarrbuf.stores.listing import list_buffer as list_buffer
+    from zarrbuf.stores.listing import row_json as row_json
+    from zarrbuf.stores.pins import unpin as unpin
     from zarrbuf.trajectory.trajectory import Trajectory as Trajectory
     from zarrbuf.vacuuming import vacuum as vacuum
     from zarrbuf.verification import verify as verify
@@ -46,7 +46,7 @@ _ROOMS = {
     "convert": "conversion",
     "export": "rewriting",
     "export_clip": "clips",
-    "list_buffer": "listing",
+    "list_buffer": "stores.listing",
     "merge": "merging",
     "open_playback": "playback",
     "plot_step": "viewer",
@@ -56,9 +56,9 @@ _ROOMS = {
     "remove": "pruning",
     "repair": "repairing",
     "replay_buffer_collate_fn": "datasets",
-    "row_json": "listing",
+    "row_json": "stores.listing",
     "split": "merging",
-    "unpin": "pins",
+    "unpin": "stores.pins",
     "vacuum": "vacuuming",
     "verify": "verification",
     "view": "viewer",

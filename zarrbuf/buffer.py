@@ -20,13 +20,6 @@ from zarrbuf.common.uuids import new_uuid
 from zarrbuf.contents import Contents
 from zarrbuf.draws import Draws
 from zarrbuf.memory import BatchMemory, can_pin
-from zarrbuf.memory_store import MemoryStore
-from zarrbuf.opening import (
-    check_format,
-    default_path,
-    open_or_create_store,
-    open_store,
-)
 from zarrbuf.prefetching import Prefetcher
 from zarrbuf.reader import BatchReader
 from zarrbuf.retention import retain
@@ -36,7 +29,14 @@ from zarrbuf.sampling import partition
 from zarrbuf.saving import save_view
 from zarrbuf.storage.block_cache import DiskCache
 from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
-from zarrbuf.stores import TrajectoryStore
+from zarrbuf.stores.contract import TrajectoryStore
+from zarrbuf.stores.in_memory import MemoryStore
+from zarrbuf.stores.opening import (
+    check_format,
+    default_path,
+    open_or_create_store,
+    open_store,
+)
 from zarrbuf.trajectory.encoding import encode_trajectory
 
 
@@ -81,7 +81,7 @@ class TrajectoryReplayBuffer(RlinfNames):
             auto_save: save every trajectory in the background; without, the window
                 is kept in memory, compressed.
             auto_save_path: where, a local path or a URL (`s3://`, `gs://`, `memory://`,
-                `file://`); see `zarrbuf.opening.default_path` for what it is else.
+                `file://`); else where `zarrbuf.stores.opening.default_path` says.
             trajectory_format: "zarr", or "pt" or "pkl" for folders that RLinf loads.
             codec: "lz4", "zstd" (smaller, slower) or "none".
             cache_bytes: bound of the decoded small fields, and as much again for

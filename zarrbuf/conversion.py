@@ -20,14 +20,11 @@ from zarrbuf.archive.zarr_json import CodecName, check_codec
 from zarrbuf.common.arguments import check_whole_number
 from zarrbuf.common.jobs import Progress, run_jobs
 from zarrbuf.common.thread_pool import default_num_threads
-from zarrbuf.destinations import Created, check_empty, check_outside
 from zarrbuf.errors import InvalidInputError, StorageError
-from zarrbuf.log_store import listing_actions
 from zarrbuf.manifest.actions import Action
 from zarrbuf.manifest.layout import DIRECTORIES, trajectory_path
 from zarrbuf.manifest.rows import Row, Rows
 from zarrbuf.manifest.snapshot import Snapshot
-from zarrbuf.opening import check_format, open_store
 from zarrbuf.rlinf.files import encode_trajectory_file, read_trajectory_file
 from zarrbuf.rlinf.index import (
     INDEX_NAME,
@@ -37,11 +34,14 @@ from zarrbuf.rlinf.index import (
     encode_index,
     trajectory_name,
 )
-from zarrbuf.sources import location_of
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
-from zarrbuf.stores import NewTrajectory, TrajectoryStore, known_name
+from zarrbuf.stores.contract import NewTrajectory, TrajectoryStore, known_name
+from zarrbuf.stores.logged import listing_actions
+from zarrbuf.stores.opening import check_format, open_store
+from zarrbuf.stores.sources import location_of
+from zarrbuf.stores.staging import Created, check_empty, check_outside
 from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.comparing import compare_trajectories
 from zarrbuf.trajectory.encoding import (

@@ -19,7 +19,6 @@ import numpy as np
 from zarrbuf.archive.chunks import crc32c
 from zarrbuf.archive.spec import Schema
 from zarrbuf.common.jobs import Progress, run_jobs
-from zarrbuf.destinations import Created, check_empty
 from zarrbuf.errors import (
     FormatError,
     InvalidInputError,
@@ -27,16 +26,17 @@ from zarrbuf.errors import (
     StorageError,
     ZarrbufError,
 )
-from zarrbuf.log_store import LogStore, listing_actions
 from zarrbuf.manifest.actions import Action
 from zarrbuf.manifest.layout import TRAJECTORY_DIR, commit_path
 from zarrbuf.manifest.other_buffers import Base, make_base
 from zarrbuf.manifest.rows import IntArray, Row, Rows
 from zarrbuf.manifest.selection import interleave
 from zarrbuf.manifest.snapshot import Snapshot
-from zarrbuf.pins import pinned
 from zarrbuf.storage.contract import Storage
-from zarrbuf.stores import known_name
+from zarrbuf.stores.contract import known_name
+from zarrbuf.stores.logged import LogStore, listing_actions
+from zarrbuf.stores.pins import pinned
+from zarrbuf.stores.staging import Created, check_empty
 from zarrbuf.views import check_same_fields
 
 Mode = Literal["reference", "hardlink", "copy", "move"]

@@ -6,7 +6,7 @@ import torch
 
 from zarrbuf.common.arguments import check_seed
 from zarrbuf.rlinf.files import encode_generator, restore_generator
-from zarrbuf.stores import TrajectoryStore
+from zarrbuf.stores.contract import TrajectoryStore
 
 
 class Draws:

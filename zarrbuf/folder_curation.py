@@ -15,7 +15,6 @@ import numpy as np
 from zarrbuf.archive.spec import Schema
 from zarrbuf.common.jobs import Progress
 from zarrbuf.common.uuids import new_uuid
-from zarrbuf.destinations import Created, check_empty
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.manifest.layout import DIRECTORIES
 from zarrbuf.manifest.rows import IntArray, Row, Rows
@@ -27,9 +26,10 @@ from zarrbuf.rlinf.index import (
     encode_index,
     trajectory_name,
 )
-from zarrbuf.rlinf_folder import RlinfStore
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.local import LocalStorage
+from zarrbuf.stores.rlinf_folder import RlinfStore
+from zarrbuf.stores.staging import Created, check_empty
 from zarrbuf.trajectory.encoding import encode_trajectory
 from zarrbuf.views import check_same_fields
 

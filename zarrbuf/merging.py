@@ -14,10 +14,8 @@ import numpy as np
 from zarrbuf.common.arguments import check_whole_number
 from zarrbuf.common.jobs import Progress
 from zarrbuf.curation import Curation, Mode, Part, check_mode, make_buffer
-from zarrbuf.destinations import check_empty, check_outside
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.folder_curation import FolderPart, make_folder, new_names
-from zarrbuf.log_store import LogStore
 from zarrbuf.manifest.predicates import select_where
 from zarrbuf.manifest.rows import IntArray
 from zarrbuf.manifest.selection import (
@@ -26,12 +24,14 @@ from zarrbuf.manifest.selection import (
     select_fractions,
     select_ids,
 )
-from zarrbuf.rlinf_folder import RlinfStore
-from zarrbuf.sources import open_source
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
-from zarrbuf.stores import TrajectoryStore
+from zarrbuf.stores.contract import TrajectoryStore
+from zarrbuf.stores.logged import LogStore
+from zarrbuf.stores.rlinf_folder import RlinfStore
+from zarrbuf.stores.sources import open_source
+from zarrbuf.stores.staging import check_empty, check_outside
 
 
 def merge(

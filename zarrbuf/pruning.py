@@ -18,8 +18,8 @@ from zarrbuf.errors import InvalidInputError
 from zarrbuf.manifest.predicates import select_where
 from zarrbuf.manifest.rows import IntArray, Rows
 from zarrbuf.manifest.selection import parse_ids, select_ids
-from zarrbuf.sources import open_log_store
 from zarrbuf.storage.resolve import StorageOptions
+from zarrbuf.stores.sources import open_log_store
 
 
 @dataclass(frozen=True)

@@ -28,17 +28,17 @@ from zarrbuf.log_rescue import (
     make_plan,
     open_plans,
 )
-from zarrbuf.log_store import LogStore
 from zarrbuf.manifest.commit_log import CommitLog
 from zarrbuf.manifest.layout import ROOT_NAME, commit_path
 from zarrbuf.manifest.log_checkpoints import damaged_checkpoints
 from zarrbuf.manifest.rows import Rows
 from zarrbuf.manifest.snapshot import Snapshot
 from zarrbuf.rlinf.index import is_rlinf_folder, list_files
-from zarrbuf.sources import location_of
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
+from zarrbuf.stores.logged import LogStore
+from zarrbuf.stores.sources import location_of
 from zarrbuf.verification import Verification, list_archives, verify_rows
 
 

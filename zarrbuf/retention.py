@@ -13,8 +13,8 @@ from typing import Final
 from zarrbuf.common.arguments import check_whole_number
 from zarrbuf.curation import remove_rows
 from zarrbuf.errors import InvalidInputError, ZarrbufError
-from zarrbuf.log_store import LogStore
-from zarrbuf.stores import TrajectoryStore
+from zarrbuf.stores.contract import TrajectoryStore
+from zarrbuf.stores.logged import LogStore
 from zarrbuf.vacuuming import vacuum_store
 
 _LOG: Final = logging.getLogger("zarrbuf")

@@ -18,18 +18,18 @@ from zarrbuf.common.jobs import Progress, run_jobs
 from zarrbuf.common.thread_pool import default_num_threads
 from zarrbuf.conversion import Conversion, Converter
 from zarrbuf.curation import read_archive
-from zarrbuf.destinations import Created, check_outside
 from zarrbuf.errors import ConflictError, InvalidInputError
-from zarrbuf.log_store import LogStore, listing_actions
 from zarrbuf.manifest.actions import Action
 from zarrbuf.manifest.rows import Rows
 from zarrbuf.manifest.snapshot import Snapshot
-from zarrbuf.opening import open_store
-from zarrbuf.sources import location_of, open_log_store
 from zarrbuf.storage.contract import TMP_DIR
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
-from zarrbuf.stores import known_name
+from zarrbuf.stores.contract import known_name
+from zarrbuf.stores.logged import LogStore, listing_actions
+from zarrbuf.stores.opening import open_store
+from zarrbuf.stores.sources import location_of, open_log_store
+from zarrbuf.stores.staging import Created, check_outside
 
 _AT_ONCE: Final = 8
 

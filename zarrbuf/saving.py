@@ -17,14 +17,9 @@ from zarrbuf.archive.chunks import crc32c
 from zarrbuf.archive.spec import Schema
 from zarrbuf.archive.zarr_json import CodecName
 from zarrbuf.errors import InvalidInputError, StorageError
-from zarrbuf.log_store import LogStore, listing_actions
 from zarrbuf.manifest.actions import Action
 from zarrbuf.manifest.rows import Row, Rows
 from zarrbuf.manifest.snapshot import Snapshot, schema_id
-from zarrbuf.opening import (
-    open_or_create_folder,
-    open_or_create_log_store,
-)
 from zarrbuf.reader import BatchReader
 from zarrbuf.rlinf.files import (
     discard_files,
@@ -33,9 +28,14 @@ from zarrbuf.rlinf.files import (
     stage_file,
 )
 from zarrbuf.rlinf.index import FileFormat, trajectory_name
-from zarrbuf.rlinf_folder import RlinfStore
 from zarrbuf.storage.contract import Outcome, Storage
-from zarrbuf.stores import TrajectoryStore
+from zarrbuf.stores.contract import TrajectoryStore
+from zarrbuf.stores.logged import LogStore, listing_actions
+from zarrbuf.stores.opening import (
+    open_or_create_folder,
+    open_or_create_log_store,
+)
+from zarrbuf.stores.rlinf_folder import RlinfStore
 from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.trajectory import decode_trajectory
 from zarrbuf.views import View

@@ -17,15 +17,15 @@ import numpy as np
 from zarrbuf.common.jobs import Progress, run_jobs
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.log_store import LogStore
 from zarrbuf.manifest.actions import Action
 from zarrbuf.manifest.commit_log import open_log
 from zarrbuf.manifest.layout import TRAJECTORY_DIR, TRAJECTORY_PATH, trajectory_path
 from zarrbuf.manifest.rows import Rows
 from zarrbuf.manifest.snapshot import Snapshot
-from zarrbuf.sources import open_log_store
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.resolve import StorageOptions
+from zarrbuf.stores.logged import LogStore
+from zarrbuf.stores.sources import open_log_store
 
 GRACE_S: Final = 24 * 3600.0
 """Seconds that an archive is kept after the last list that had it was the newest."""

@@ -23,7 +23,6 @@ from zarrbuf.errors import (
     ZarrbufError,
 )
 from zarrbuf.log_rescue import open_plans
-from zarrbuf.log_store import LogStore
 from zarrbuf.manifest.commit_log import CommitLog, list_versions
 from zarrbuf.manifest.layout import (
     ROOT_NAME,
@@ -33,14 +32,15 @@ from zarrbuf.manifest.layout import (
 )
 from zarrbuf.manifest.log_checkpoints import damaged_checkpoints
 from zarrbuf.manifest.rows import UNKNOWN_SCHEMA, Row, Rows
-from zarrbuf.opening import open_store
 from zarrbuf.rlinf.index import check_no_version, is_rlinf_folder
-from zarrbuf.rlinf_folder import RlinfStore
-from zarrbuf.sources import location_of
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
-from zarrbuf.stores import TrajectoryStore, known_name
+from zarrbuf.stores.contract import TrajectoryStore, known_name
+from zarrbuf.stores.logged import LogStore
+from zarrbuf.stores.opening import open_store
+from zarrbuf.stores.rlinf_folder import RlinfStore
+from zarrbuf.stores.sources import location_of
 from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.encoding import describe_trajectory
 from zarrbuf.trajectory.trajectory import decode_trajectory

@@ -23,7 +23,7 @@ from zarrbuf.reader import BatchReader
 from zarrbuf.sampling import Span, Window, window_start
 from zarrbuf.small_fields import sorted_fields
 from zarrbuf.storage.fetching import FetchCost
-from zarrbuf.stores import TrajectoryStore, known_name
+from zarrbuf.stores.contract import TrajectoryStore, known_name
 from zarrbuf.trajectory.archived import TrajectoryArchive
 
 _LOG: Final = logging.getLogger("zarrbuf")

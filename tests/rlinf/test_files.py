@@ -24,7 +24,7 @@ from zarrbuf.rlinf.files import (
     replace_file,
 )
 from zarrbuf.rlinf.index import read_index
-from zarrbuf.rlinf_folder import RlinfStore
+from zarrbuf.stores.rlinf_folder import RlinfStore
 
 
 @pytest.fixture

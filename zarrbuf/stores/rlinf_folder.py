@@ -37,7 +37,7 @@ from zarrbuf.rlinf.index import (
     read_index,
     trajectory_name,
 )
-from zarrbuf.stores import NewTrajectory, TrajectoryStore
+from zarrbuf.stores.contract import NewTrajectory, TrajectoryStore
 from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.encoding import encode_trajectory, trajectory_shape
 from zarrbuf.trajectory.trajectory import Trajectory, decode_trajectory

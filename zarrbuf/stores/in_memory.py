@@ -14,7 +14,7 @@ from zarrbuf.archive.spec import Schema
 from zarrbuf.errors import NotFoundError
 from zarrbuf.manifest.row_table import RowTable, Stretch
 from zarrbuf.manifest.rows import Row, Rows
-from zarrbuf.stores import NewTrajectory, TrajectoryStore, known_name
+from zarrbuf.stores.contract import NewTrajectory, TrajectoryStore, known_name
 from zarrbuf.trajectory.archived import TrajectoryArchive
 
 _MIN_FORGOTTEN: Final = 64

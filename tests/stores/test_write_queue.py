@@ -11,9 +11,9 @@ from support.trajectories import make_trajectory
 
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import StorageError
-from zarrbuf.stores import NewTrajectory
+from zarrbuf.stores.contract import NewTrajectory
+from zarrbuf.stores.write_queue import BackgroundWriter
 from zarrbuf.trajectory.encoding import encode_trajectory
-from zarrbuf.writer import BackgroundWriter
 
 
 def items(count: int) -> list[NewTrajectory]:

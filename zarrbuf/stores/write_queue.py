@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Final
 
 from zarrbuf.manifest.actions import MAX_ADDS
-from zarrbuf.stores import NewTrajectory
+from zarrbuf.stores.contract import NewTrajectory
 
 _LOG: Final = logging.getLogger("zarrbuf")
 

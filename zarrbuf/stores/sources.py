@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.log_store import LogStore
-from zarrbuf.opening import open_store
 from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
-from zarrbuf.stores import TrajectoryStore
+from zarrbuf.stores.contract import TrajectoryStore
+from zarrbuf.stores.logged import LogStore
+from zarrbuf.stores.opening import open_store
 
 
 def location_of(source: Any) -> Location:

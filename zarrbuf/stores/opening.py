@@ -12,7 +12,6 @@ from typing import Final
 
 from zarrbuf.archive.zarr_json import CodecName
 from zarrbuf.errors import InvalidInputError, NotFoundError
-from zarrbuf.log_store import LogStore
 from zarrbuf.manifest.layout import ROOT_NAME
 from zarrbuf.rlinf.index import (
     FILE_FORMATS,
@@ -21,11 +20,12 @@ from zarrbuf.rlinf.index import (
     check_no_version,
     is_rlinf_folder,
 )
-from zarrbuf.rlinf_folder import RlinfStore
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import Location, open_storage
-from zarrbuf.stores import TrajectoryStore
+from zarrbuf.stores.contract import TrajectoryStore
+from zarrbuf.stores.logged import LogStore
+from zarrbuf.stores.rlinf_folder import RlinfStore
 
 _LOG: Final = logging.getLogger("zarrbuf")
 FORMATS: Final = ("zarr", *FILE_FORMATS)

@@ -20,13 +20,13 @@ from zarrbuf.errors import (
     StorageError,
     ZarrbufError,
 )
-from zarrbuf.log_store import LogStore
 from zarrbuf.manifest.actions import Action
 from zarrbuf.manifest.commit_log import CommitLog, open_log
 from zarrbuf.manifest.rows import Rows
 from zarrbuf.manifest.snapshot import Snapshot
-from zarrbuf.sources import open_log_store
 from zarrbuf.storage.resolve import StorageOptions
+from zarrbuf.stores.logged import LogStore
+from zarrbuf.stores.sources import open_log_store
 
 
 class Chosen(Protocol):

@@ -32,7 +32,7 @@ from zarrbuf.manifest.snapshot import Snapshot, schema_id
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.fetching import FetchCost, RemoteObject, fetch_in_steps
 from zarrbuf.storage.sparse import SparseObject
-from zarrbuf.stores import NewTrajectory, TrajectoryStore, known_name
+from zarrbuf.stores.contract import NewTrajectory, TrajectoryStore, known_name
 from zarrbuf.trajectory.archived import TrajectoryArchive
 
 
