@@ -32,8 +32,8 @@ from zarrbuf.archive.chunks import ChunkReads, crc32c
 from zarrbuf.archive.compiled import have_loops
 from zarrbuf.common.thread_pool import Workers
 from zarrbuf.common.uuids import new_uuid
-from zarrbuf.sampling import ReadPlan, Window, plan_batch
-from zarrbuf.small_fields import sorted_fields
+from zarrbuf.sampling.index_map import ReadPlan, Window, plan_batch
+from zarrbuf.sampling.small_fields import sorted_fields
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.stores.contract import NewTrajectory
 from zarrbuf.stores.logged import LogStore

@@ -29,8 +29,8 @@ from zarrbuf.manifest.log_checkpoints import write_checkpoint, write_segments
 from zarrbuf.manifest.row_table import RowTable
 from zarrbuf.manifest.rows import Row, Rows
 from zarrbuf.manifest.snapshot import Snapshot, schema_id
-from zarrbuf.reader import BatchReader
-from zarrbuf.sampling import plan_batch
+from zarrbuf.sampling.batch_reader import BatchReader
+from zarrbuf.sampling.index_map import plan_batch
 from zarrbuf.storage.contract import Outcome
 from zarrbuf.stores import in_memory as memory_store_module
 from zarrbuf.stores.contract import NewTrajectory

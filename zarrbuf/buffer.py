@@ -18,14 +18,14 @@ from zarrbuf.common.background import Repeater
 from zarrbuf.common.thread_pool import Workers, default_num_threads
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.contents import Contents
-from zarrbuf.draws import Draws
-from zarrbuf.memory import BatchMemory, can_pin
-from zarrbuf.prefetching import Prefetcher
-from zarrbuf.reader import BatchReader
 from zarrbuf.retention import retain
 from zarrbuf.rlinf_names import RlinfNames
-from zarrbuf.sampler import Sampler
-from zarrbuf.sampling import partition
+from zarrbuf.sampling.batch_memory import BatchMemory, can_pin
+from zarrbuf.sampling.batch_reader import BatchReader
+from zarrbuf.sampling.draws import Draws
+from zarrbuf.sampling.index_map import partition
+from zarrbuf.sampling.prefetch import Prefetcher
+from zarrbuf.sampling.sampler import Sampler
 from zarrbuf.saving import save_view
 from zarrbuf.storage.block_cache import DiskCache
 from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
@@ -257,9 +257,9 @@ class TrajectoryReplayBuffer(RlinfNames):
         `num_trajectories`, `total_samples`: what is drawn from. `cache_size`:
         trajectories whose small fields are kept decoded. `cache_bytes`: their bytes.
         `num_queued`: trajectories not saved yet. `num_trajectories_ever`: added or
-        loaded, in all. The rest is what sampling has cost
-        since the buffer was made, see `zarrbuf.stats.ReadStats`, and as `last_...`
-        what the last call has.
+        loaded, in all. The rest is what sampling has cost since the buffer was made,
+        see `zarrbuf.sampling.stats.ReadStats`, and as `last_...` what the last call
+        has.
         """
         view = self._contents.view()
         return {

@@ -16,15 +16,21 @@ from contextlib import contextmanager
 from zarrbuf.archive.spec import BatchField
 from zarrbuf.errors import TrajectoryNotFoundError
 from zarrbuf.manifest.rows import Row, Rows
-from zarrbuf.reader import BatchReader
-from zarrbuf.sampling import partition
-from zarrbuf.small_fields import sorted_fields
+from zarrbuf.sampling.batch_reader import BatchReader
+from zarrbuf.sampling.index_map import partition
+from zarrbuf.sampling.small_fields import sorted_fields
+from zarrbuf.sampling.window import (
+    FieldsOfSchemas,
+    Part,
+    View,
+    check_fields,
+    known_fields,
+)
 from zarrbuf.stores.contract import NewTrajectory, TrajectoryStore
 from zarrbuf.stores.in_memory import MemoryStore
 from zarrbuf.stores.write_queue import BackgroundWriter
 from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.encoding import EncodedTrajectory
-from zarrbuf.views import FieldsOfSchemas, Part, View, check_fields, known_fields
 
 _LIVE: weakref.WeakSet[Contents] = weakref.WeakSet()
 

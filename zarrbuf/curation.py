@@ -32,12 +32,12 @@ from zarrbuf.manifest.other_buffers import Base, make_base
 from zarrbuf.manifest.rows import IntArray, Row, Rows
 from zarrbuf.manifest.selection import interleave
 from zarrbuf.manifest.snapshot import Snapshot
+from zarrbuf.sampling.window import check_same_fields
 from zarrbuf.storage.contract import Storage
 from zarrbuf.stores.contract import known_name
 from zarrbuf.stores.logged import LogStore, listing_actions
 from zarrbuf.stores.pins import pinned
 from zarrbuf.stores.staging import Created, check_empty
-from zarrbuf.views import check_same_fields
 
 Mode = Literal["reference", "hardlink", "copy", "move"]
 MODES: Final[tuple[Mode, ...]] = ("reference", "hardlink", "copy", "move")

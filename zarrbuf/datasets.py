@@ -20,7 +20,7 @@ from zarrbuf.common.arguments import check_whole_number
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.mixing import Batch, Mixture, Sampled
 from zarrbuf.preloading import ClosedError, Preloader, Stream
-from zarrbuf.sampler import MAX_BATCH
+from zarrbuf.sampling.sampler import MAX_BATCH
 
 Item = TypeVar("Item")
 _LOG: Final = logging.getLogger("zarrbuf")

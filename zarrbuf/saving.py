@@ -20,7 +20,6 @@ from zarrbuf.errors import InvalidInputError, StorageError
 from zarrbuf.manifest.actions import Action
 from zarrbuf.manifest.rows import Row, Rows
 from zarrbuf.manifest.snapshot import Snapshot, schema_id
-from zarrbuf.reader import BatchReader
 from zarrbuf.rlinf.files import (
     discard_files,
     encode_trajectory_file,
@@ -28,6 +27,8 @@ from zarrbuf.rlinf.files import (
     stage_file,
 )
 from zarrbuf.rlinf.index import FileFormat, trajectory_name
+from zarrbuf.sampling.batch_reader import BatchReader
+from zarrbuf.sampling.window import View
 from zarrbuf.storage.contract import Outcome, Storage
 from zarrbuf.stores.contract import TrajectoryStore
 from zarrbuf.stores.logged import LogStore, listing_actions
@@ -38,7 +39,6 @@ from zarrbuf.stores.opening import (
 from zarrbuf.stores.rlinf_folder import RlinfStore
 from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.trajectory import decode_trajectory
-from zarrbuf.views import View
 
 
 def save_view(

@@ -15,13 +15,13 @@ from zarrbuf.archive.chunks import ChunkReads
 from zarrbuf.archive.compiled import compile_reading
 from zarrbuf.archive.decode import decode_reads
 from zarrbuf.archive.spec import AnyArray, BatchField
-from zarrbuf.big_fields import plan_chunks
 from zarrbuf.common.thread_pool import Workers
-from zarrbuf.opened import MAX_GROUPS, OpenArchives
-from zarrbuf.reading import Part, Reading, Trajectories
-from zarrbuf.sampling import IntArray, ReadPlan
-from zarrbuf.small_reader import SmallReader
-from zarrbuf.stats import ReadStats, StatsKeeper
+from zarrbuf.sampling.big_fields import plan_chunks
+from zarrbuf.sampling.index_map import IntArray, ReadPlan
+from zarrbuf.sampling.open_archives import MAX_GROUPS, OpenArchives
+from zarrbuf.sampling.reading import Part, Reading, Trajectories
+from zarrbuf.sampling.small_reader import SmallReader
+from zarrbuf.sampling.stats import ReadStats, StatsKeeper
 from zarrbuf.storage.fetching import RemoteObject, fetch
 from zarrbuf.storage.mmap import are_in_memory
 from zarrbuf.trajectory.archived import TrajectoryArchive

@@ -18,7 +18,7 @@ from zarrbuf.archive.compiled import have_loops
 from zarrbuf.archive.decode import scatter_rows
 from zarrbuf.archive.spec import AnyArray, BatchField, batch_fields, step_rows
 from zarrbuf.errors import FormatError
-from zarrbuf.sampling import IntArray, ReadPlan, Window
+from zarrbuf.sampling.index_map import IntArray, ReadPlan, Window
 from zarrbuf.trajectory.archived import TrajectoryArchive
 
 

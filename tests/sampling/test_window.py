@@ -13,18 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.trajectories import make_trajectory
 
-from zarrbuf import TrajectoryReplayBuffer, views
+from zarrbuf import TrajectoryReplayBuffer
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.contents import Contents
 from zarrbuf.errors import NotFoundError
 from zarrbuf.manifest.row_table import RowTable, Stretch
 from zarrbuf.manifest.rows import Row, Rows
-from zarrbuf.reader import BatchReader
-from zarrbuf.sampling import plan_batch
+from zarrbuf.sampling import window as views
+from zarrbuf.sampling.batch_reader import BatchReader
+from zarrbuf.sampling.index_map import plan_batch
+from zarrbuf.sampling.window import Part, View
 from zarrbuf.stores.contract import NewTrajectory, TrajectoryStore
 from zarrbuf.stores.in_memory import MemoryStore
 from zarrbuf.trajectory.encoding import EncodedTrajectory, encode_trajectory
-from zarrbuf.views import Part, View
 
 READER = cast(BatchReader, None)
 

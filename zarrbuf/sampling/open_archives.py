@@ -14,7 +14,7 @@ import numpy as np
 from zarrbuf.common.lru import LruCache
 from zarrbuf.errors import FormatError
 from zarrbuf.manifest.rows import Row, Rows
-from zarrbuf.sampling import IntArray
+from zarrbuf.sampling.index_map import IntArray
 from zarrbuf.storage.fetching import FetchCost, fetch_whole
 from zarrbuf.trajectory.archived import TrajectoryArchive
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from zarrbuf.archive.spec import AnyArray, BatchField
-from zarrbuf.sampling import IntArray, ReadPlan, Window
-from zarrbuf.stats import ReadStats
+from zarrbuf.sampling.index_map import IntArray, ReadPlan, Window
+from zarrbuf.sampling.stats import ReadStats
 from zarrbuf.storage.fetching import FetchCost
 from zarrbuf.trajectory.archived import TrajectoryArchive
 

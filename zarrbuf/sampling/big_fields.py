@@ -12,7 +12,7 @@ import numpy as np
 from zarrbuf.archive.chunks import ChunkReads
 from zarrbuf.archive.spec import AnyArray, BatchField, step_rows
 from zarrbuf.errors import FormatError
-from zarrbuf.sampling import IntArray, ReadPlan
+from zarrbuf.sampling.index_map import IntArray, ReadPlan
 from zarrbuf.trajectory.archived import TrajectoryArchive
 
 

@@ -22,9 +22,9 @@ import torch
 
 from zarrbuf.archive.spec import BatchField
 from zarrbuf.common.background import BackgroundThread
-from zarrbuf.reader import BatchReader
-from zarrbuf.reading import Trajectories
-from zarrbuf.sampling import IntArray, Window, plan_batch
+from zarrbuf.sampling.batch_reader import BatchReader
+from zarrbuf.sampling.index_map import IntArray, Window, plan_batch
+from zarrbuf.sampling.reading import Trajectories
 from zarrbuf.storage.fetching import FetchCost, fetch_whole
 
 Tensor = torch.Tensor

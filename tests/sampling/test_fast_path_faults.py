@@ -70,7 +70,7 @@ def test_what_leaves_a_window_in_memory_is_let_go() -> None:
 
 
 def test_tables_of_one_batch_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zarrbuf.small_reader.MIN_TABLE_BYTES", 1000)
+    monkeypatch.setattr("zarrbuf.sampling.small_reader.MIN_TABLE_BYTES", 1000)
     trajectories = [
         make_trajectory(4, 2, seed=n, image_size=size, reset_every=1)
         for n, size in enumerate((2,) * 9)

@@ -10,13 +10,17 @@ from hypothesis import strategies as st
 from support.batches import assert_same_batch, draw
 from support.trajectories import make_trajectory
 
-import zarrbuf.small_fields
+import zarrbuf.sampling.small_fields
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
-from zarrbuf.batches import new_arrays
 from zarrbuf.errors import FormatError
-from zarrbuf.memory import BatchMemory
-from zarrbuf.sampling import Window, plan_batch
-from zarrbuf.small_fields import SmallTables, decode_small_fields, sorted_fields
+from zarrbuf.sampling.batch_memory import BatchMemory
+from zarrbuf.sampling.batches import new_arrays
+from zarrbuf.sampling.index_map import Window, plan_batch
+from zarrbuf.sampling.small_fields import (
+    SmallTables,
+    decode_small_fields,
+    sorted_fields,
+)
 from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.encoding import encode_trajectory
 
@@ -25,7 +29,7 @@ from zarrbuf.trajectory.encoding import encode_trajectory
 def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a test with the compiled loops and without."""
     if request.param == "no loops":
-        monkeypatch.setattr(zarrbuf.small_fields, "have_loops", lambda: False)
+        monkeypatch.setattr(zarrbuf.sampling.small_fields, "have_loops", lambda: False)
 
 
 def made(seed: int, *, image_size: int, extra: bool) -> Trajectory:

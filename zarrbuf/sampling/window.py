@@ -19,9 +19,9 @@ from zarrbuf.archive.spec import BatchField, FieldSpec, Schema
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.manifest.row_table import Stretch
 from zarrbuf.manifest.rows import UNKNOWN_SCHEMA, IntArray, Row, Rows
-from zarrbuf.reader import BatchReader
-from zarrbuf.sampling import Span, Window, window_start
-from zarrbuf.small_fields import sorted_fields
+from zarrbuf.sampling.batch_reader import BatchReader
+from zarrbuf.sampling.index_map import Span, Window, window_start
+from zarrbuf.sampling.small_fields import sorted_fields
 from zarrbuf.storage.fetching import FetchCost
 from zarrbuf.stores.contract import TrajectoryStore, known_name
 from zarrbuf.trajectory.archived import TrajectoryArchive

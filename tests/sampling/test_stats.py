@@ -14,7 +14,7 @@ from support.trajectories import UUID, make_trajectory
 
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.errors import EmptyBufferError, InvalidInputError
-from zarrbuf.stats import ReadStats, StatsKeeper
+from zarrbuf.sampling.stats import ReadStats, StatsKeeper
 from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.encoding import encode_trajectory
 
@@ -55,7 +55,7 @@ def filled(**options: Any) -> TrajectoryReplayBuffer:
 
 def test_timing_adds_to_what_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 12.5, 100.0, 100.25, 200.0, 201.0])
-    monkeypatch.setattr("zarrbuf.stats.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("zarrbuf.sampling.stats.perf_counter", lambda: next(clock))
     stats = ReadStats(read_seconds=1.0)
     with stats.timing("read"):
         pass
@@ -70,7 +70,7 @@ def test_timing_adds_to_what_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_block_that_fails_is_timed_too(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 12.0])
-    monkeypatch.setattr("zarrbuf.stats.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("zarrbuf.sampling.stats.perf_counter", lambda: next(clock))
     stats = ReadStats()
     with pytest.raises(KeyError), stats.timing("decode"):
         raise KeyError

@@ -14,7 +14,7 @@ import torch
 from zarrbuf.archive.chunks import address_of
 from zarrbuf.archive.spec import STORED_DTYPE, AnyArray, BatchField, decode_key
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.memory import BatchMemory
+from zarrbuf.sampling.batch_memory import BatchMemory
 from zarrbuf.trajectory.trajectory import Tensor, nest, to_tensor
 
 

@@ -12,17 +12,17 @@ from typing import Any, Final
 
 import torch
 
-from zarrbuf.batches import arrays_of, as_batch, new_arrays
 from zarrbuf.common.arguments import check_whole_number
 from zarrbuf.errors import EmptyBufferError
-from zarrbuf.memory import BatchMemory
-from zarrbuf.prefetching import Prefetcher
-from zarrbuf.reader import BatchReader
-from zarrbuf.sampling import IntArray, Window, plan_batch
-from zarrbuf.stats import ReadStats
+from zarrbuf.sampling.batch_memory import BatchMemory
+from zarrbuf.sampling.batch_reader import BatchReader
+from zarrbuf.sampling.batches import arrays_of, as_batch, new_arrays
+from zarrbuf.sampling.index_map import IntArray, Window, plan_batch
+from zarrbuf.sampling.prefetch import Prefetcher
+from zarrbuf.sampling.stats import ReadStats
+from zarrbuf.sampling.window import View
 from zarrbuf.storage.fetching import FetchCost
 from zarrbuf.trajectory.archived import TrajectoryArchive
-from zarrbuf.views import View
 
 MAX_BATCH: Final = 2**24
 """Samples of one batch; the images of so many are more than memories hold."""

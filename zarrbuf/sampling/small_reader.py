@@ -14,9 +14,9 @@ import numpy as np
 
 from zarrbuf.archive.spec import AnyArray
 from zarrbuf.common.lru import LruCache
-from zarrbuf.reading import Part, Reading
-from zarrbuf.sampling import IntArray
-from zarrbuf.small_fields import SmallTables, decode_small_fields
+from zarrbuf.sampling.index_map import IntArray
+from zarrbuf.sampling.reading import Part, Reading
+from zarrbuf.sampling.small_fields import SmallTables, decode_small_fields
 from zarrbuf.storage.fetching import FetchCost, RemoteObject, fetch
 from zarrbuf.trajectory.archived import TrajectoryArchive
 

@@ -13,13 +13,13 @@ from support.batches import leaves
 from support.trajectories import make_trajectory, stored
 
 from zarrbuf.archive.spec import AnyArray, BatchField
-from zarrbuf.batches import as_batch, new_arrays
 from zarrbuf.common.thread_pool import Workers
 from zarrbuf.errors import FormatError
-from zarrbuf.memory import BatchMemory
-from zarrbuf.reader import BatchReader
-from zarrbuf.sampling import IntArray, Window, plan_batch
-from zarrbuf.small_fields import decode_small_fields, sorted_fields
+from zarrbuf.sampling.batch_memory import BatchMemory
+from zarrbuf.sampling.batch_reader import BatchReader
+from zarrbuf.sampling.batches import as_batch, new_arrays
+from zarrbuf.sampling.index_map import IntArray, Window, plan_batch
+from zarrbuf.sampling.small_fields import decode_small_fields, sorted_fields
 from zarrbuf.storage.fetching import FetchCost
 from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.encoding import encode_trajectory
@@ -180,7 +180,7 @@ def test_samples_of_another_size_never_reach_the_memory_of_a_batch() -> None:
 def test_a_batch_may_come_from_more_trajectories_than_are_open_at_once(
     num_open: int, image_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zarrbuf.reader.MAX_GROUPS", num_open)
+    monkeypatch.setattr("zarrbuf.sampling.batch_reader.MAX_GROUPS", num_open)
     archives = [
         encoded(make_trajectory(4, 2, seed=n, image_size=image_size), f"{n:032x}")
         for n in range(5)
