@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zarrbuf.buffer import TrajectoryReplayBuffer as TrajectoryReplayBuffer
     from zarrbuf.clips import export_clip as export_clip
-    from zarrbuf.conversion import convert as convert
+    from zarrbuf.curation.convert import convert as convert
+    from zarrbuf.curation.merging import merge as merge
+    from zarrbuf.curation.merging import split as split
+    from zarrbuf.curation.rewrite import export as export
+    from zarrbuf.curation.rewrite import recompress as recompress
     from zarrbuf.datasets import (
         PreloadReplayBufferDataset as PreloadReplayBufferDataset,
     )
     from zarrbuf.datasets import ReplayBufferDataset as ReplayBufferDataset
     from zarrbuf.datasets import replay_buffer_collate_fn as replay_buffer_collate_fn
     from zarrbuf.history import read_history as read_history
-    from zarrbuf.merging import merge as merge
-    from zarrbuf.merging import split as split
     from zarrbuf.playback import open_playback as open_playback
     from zarrbuf.pruning import prune as prune
     from zarrbuf.pruning import remove as remove
     from zarrbuf.repairing import repair as repair
-    from zarrbuf.rewriting import export as export
-    from zarrbuf.rewriting import recompress as recompress
     from zarrbuf.stores.listing import list_buffer as list_buffer
     from zarrbuf.stores.listing import row_json as row_json
     from zarrbuf.stores.pins import unpin as unpin
@@ -43,21 +43,21 @@ _ROOMS = {
     "PreloadReplayBufferDataset": "datasets",
     "ReplayBufferDataset": "datasets",
     "Trajectory": "trajectory.trajectory",
-    "convert": "conversion",
-    "export": "rewriting",
+    "convert": "curation.convert",
+    "export": "curation.rewrite",
     "export_clip": "clips",
     "list_buffer": "stores.listing",
-    "merge": "merging",
+    "merge": "curation.merging",
     "open_playback": "playback",
     "plot_step": "viewer",
     "prune": "pruning",
     "read_history": "history",
-    "recompress": "rewriting",
+    "recompress": "curation.rewrite",
     "remove": "pruning",
     "repair": "repairing",
     "replay_buffer_collate_fn": "datasets",
     "row_json": "stores.listing",
-    "split": "merging",
+    "split": "curation.merging",
     "unpin": "stores.pins",
     "vacuum": "vacuuming",
     "verify": "verification",

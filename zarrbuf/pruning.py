@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from zarrbuf.curation import remove_rows
+from zarrbuf.curation.curation import remove_rows
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.manifest.predicates import select_where
 from zarrbuf.manifest.rows import IntArray, Rows

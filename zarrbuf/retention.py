@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from zarrbuf.common.arguments import check_whole_number
-from zarrbuf.curation import remove_rows
+from zarrbuf.curation.curation import remove_rows
 from zarrbuf.errors import InvalidInputError, ZarrbufError
 from zarrbuf.stores.contract import TrajectoryStore
 from zarrbuf.stores.logged import LogStore

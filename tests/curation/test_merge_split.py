@@ -19,8 +19,10 @@ from support.remote import loaded, memory_url, save
 from support.s3 import S3
 
 import zarrbuf
-from zarrbuf import TrajectoryReplayBuffer, curation
-from zarrbuf.curation import remove_rows
+from zarrbuf import TrajectoryReplayBuffer
+from zarrbuf.curation import curation
+from zarrbuf.curation.curation import remove_rows
+from zarrbuf.curation.merging import merge, split
 from zarrbuf.errors import (
     ConflictError,
     FormatError,
@@ -31,7 +33,6 @@ from zarrbuf.errors import (
     UntrustedBaseError,
 )
 from zarrbuf.manifest.commit_log import open_log
-from zarrbuf.merging import merge, split
 from zarrbuf.storage.contract import Range
 from zarrbuf.storage.fetching import FetchCost, RemoteObject, fetch
 from zarrbuf.storage.local import LocalStorage

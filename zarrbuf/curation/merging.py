@@ -13,9 +13,9 @@ import numpy as np
 
 from zarrbuf.common.arguments import check_whole_number
 from zarrbuf.common.jobs import Progress
-from zarrbuf.curation import Curation, Mode, Part, check_mode, make_buffer
+from zarrbuf.curation.curation import Curation, Mode, Part, check_mode, make_buffer
+from zarrbuf.curation.folder_curation import FolderPart, make_folder, new_names
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.folder_curation import FolderPart, make_folder, new_names
 from zarrbuf.manifest.predicates import select_where
 from zarrbuf.manifest.rows import IntArray
 from zarrbuf.manifest.selection import (

@@ -16,8 +16,8 @@ from zarrbuf.archive.zarr_json import check_codec
 from zarrbuf.common.arguments import check_whole_number
 from zarrbuf.common.jobs import Progress, run_jobs
 from zarrbuf.common.thread_pool import default_num_threads
-from zarrbuf.conversion import Conversion, Converter
-from zarrbuf.curation import read_archive
+from zarrbuf.curation.convert import Conversion, Converter
+from zarrbuf.curation.curation import read_archive
 from zarrbuf.errors import ConflictError, InvalidInputError
 from zarrbuf.manifest.actions import Action
 from zarrbuf.manifest.rows import Rows

@@ -23,8 +23,10 @@ from support.s3 import S3
 from support.trajectories import assert_same_trajectory, make_trajectory
 
 import zarrbuf
-from zarrbuf import Trajectory, cli, conversion, convert, export, recompress, rewriting
+from zarrbuf import Trajectory, cli, convert, export, recompress
 from zarrbuf.common.jobs import run_jobs
+from zarrbuf.curation import convert as conversion
+from zarrbuf.curation import rewrite as rewriting
 from zarrbuf.errors import ConflictError, FormatError, InvalidInputError, StorageError
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.trajectory.archived import TrajectoryArchive
