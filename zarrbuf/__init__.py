@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     )
     from zarrbuf.datasets import ReplayBufferDataset as ReplayBufferDataset
     from zarrbuf.datasets import replay_buffer_collate_fn as replay_buffer_collate_fn
-    from zarrbuf.history import read_history as read_history
     from zarrbuf.playback import open_playback as open_playback
-    from zarrbuf.pruning import prune as prune
-    from zarrbuf.pruning import remove as remove
-    from zarrbuf.repairing import repair as repair
     from zarrbuf.stores.listing import list_buffer as list_buffer
     from zarrbuf.stores.listing import row_json as row_json
     from zarrbuf.stores.pins import unpin as unpin
     from zarrbuf.trajectory.trajectory import Trajectory as Trajectory
-    from zarrbuf.vacuuming import vacuum as vacuum
-    from zarrbuf.verification import verify as verify
+    from zarrbuf.upkeep.history import read_history as read_history
+    from zarrbuf.upkeep.prune import prune as prune
+    from zarrbuf.upkeep.prune import remove as remove
+    from zarrbuf.upkeep.repair.repairing import repair as repair
+    from zarrbuf.upkeep.vacuum import vacuum as vacuum
+    from zarrbuf.upkeep.verify import verify as verify
     from zarrbuf.viewer import plot_step as plot_step
     from zarrbuf.viewer import view as view
 
@@ -50,17 +50,17 @@ _ROOMS = {
     "merge": "curation.merging",
     "open_playback": "playback",
     "plot_step": "viewer",
-    "prune": "pruning",
-    "read_history": "history",
+    "prune": "upkeep.prune",
+    "read_history": "upkeep.history",
     "recompress": "curation.rewrite",
-    "remove": "pruning",
-    "repair": "repairing",
+    "remove": "upkeep.prune",
+    "repair": "upkeep.repair.repairing",
     "replay_buffer_collate_fn": "datasets",
     "row_json": "stores.listing",
     "split": "curation.merging",
     "unpin": "stores.pins",
-    "vacuum": "vacuuming",
-    "verify": "verification",
+    "vacuum": "upkeep.vacuum",
+    "verify": "upkeep.verify",
     "view": "viewer",
 }
 

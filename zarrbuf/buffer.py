@@ -18,7 +18,6 @@ from zarrbuf.common.background import Repeater
 from zarrbuf.common.thread_pool import Workers, default_num_threads
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.contents import Contents
-from zarrbuf.retention import retain
 from zarrbuf.rlinf_names import RlinfNames
 from zarrbuf.sampling.batch_memory import BatchMemory, can_pin
 from zarrbuf.sampling.batch_reader import BatchReader
@@ -38,6 +37,7 @@ from zarrbuf.stores.opening import (
     open_store,
 )
 from zarrbuf.trajectory.encoding import encode_trajectory
+from zarrbuf.upkeep.retention import retain
 
 
 class TrajectoryReplayBuffer(RlinfNames):

@@ -27,7 +27,6 @@ from zarrbuf import (
     remove,
     split,
     vacuum,
-    vacuuming,
 )
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import (
@@ -47,6 +46,7 @@ from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import open_storage
 from zarrbuf.stores.logged import LogStore
 from zarrbuf.trajectory.encoding import encode_trajectory
+from zarrbuf.upkeep import vacuum as vacuuming
 
 FOLDER = DATA / "rlinf_pt" / "rank_0"
 

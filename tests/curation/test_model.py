@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 )
 from support.numbered import numbered
 
-from zarrbuf import merge, prune, remove, split, vacuum, vacuuming
+from zarrbuf import merge, prune, remove, split, vacuum
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import NotFoundError
 from zarrbuf.storage.local import LocalStorage
@@ -35,6 +35,7 @@ from zarrbuf.storage.resolve import open_storage
 from zarrbuf.stores.contract import NewTrajectory
 from zarrbuf.stores.logged import LogStore
 from zarrbuf.trajectory.encoding import encode_trajectory
+from zarrbuf.upkeep import vacuum as vacuuming
 
 CALLS = ("create", "delete", "put_all", "link_from", "read", "read_existing")
 Listed = list[int]

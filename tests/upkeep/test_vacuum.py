@@ -14,13 +14,14 @@ from support.remote import loaded, memory_url
 from support.s3 import GCS, S3
 
 import zarrbuf
-from zarrbuf import merge, remove, unpin, vacuum, vacuuming
+from zarrbuf import merge, remove, unpin, vacuum
 from zarrbuf.errors import InvalidInputError, StorageError
 from zarrbuf.manifest.commit_log import open_log
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.object_store import ObjectStorage
 from zarrbuf.storage.resolve import open_storage
+from zarrbuf.upkeep import vacuum as vacuuming
 
 HOUR = 3600.0
 

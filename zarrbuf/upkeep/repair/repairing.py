@@ -17,17 +17,6 @@ import numpy as np
 from zarrbuf.archive.spec import Schema
 from zarrbuf.common.jobs import Progress
 from zarrbuf.errors import NotFoundError
-from zarrbuf.folder_rescue import needs_writing, rescue_folder, write_rescued
-from zarrbuf.log_remains import Remains, read_remains
-from zarrbuf.log_rescue import (
-    ASIDE_DIR,
-    Plan,
-    carry_out,
-    go_on,
-    late_checkpoints,
-    make_plan,
-    open_plans,
-)
 from zarrbuf.manifest.commit_log import CommitLog
 from zarrbuf.manifest.layout import ROOT_NAME, commit_path
 from zarrbuf.manifest.log_checkpoints import damaged_checkpoints
@@ -39,7 +28,22 @@ from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
 from zarrbuf.stores.logged import LogStore
 from zarrbuf.stores.sources import location_of
-from zarrbuf.verification import Verification, list_archives, verify_rows
+from zarrbuf.upkeep.repair.folder_rescue import (
+    needs_writing,
+    rescue_folder,
+    write_rescued,
+)
+from zarrbuf.upkeep.repair.log_remains import Remains, read_remains
+from zarrbuf.upkeep.repair.log_rescue import (
+    ASIDE_DIR,
+    Plan,
+    carry_out,
+    go_on,
+    late_checkpoints,
+    make_plan,
+    open_plans,
+)
+from zarrbuf.upkeep.verify import Verification, list_archives, verify_rows
 
 
 @dataclass

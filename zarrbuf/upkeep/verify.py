@@ -22,7 +22,6 @@ from zarrbuf.errors import (
     UntrustedBaseError,
     ZarrbufError,
 )
-from zarrbuf.log_rescue import open_plans
 from zarrbuf.manifest.commit_log import CommitLog, list_versions
 from zarrbuf.manifest.layout import (
     ROOT_NAME,
@@ -44,6 +43,7 @@ from zarrbuf.stores.sources import location_of
 from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.encoding import describe_trajectory
 from zarrbuf.trajectory.trajectory import decode_trajectory
+from zarrbuf.upkeep.repair.log_rescue import open_plans
 
 Progress = Callable[[int, int], None]
 

@@ -15,7 +15,7 @@ from zarrbuf.curation.curation import remove_rows
 from zarrbuf.errors import InvalidInputError, ZarrbufError
 from zarrbuf.stores.contract import TrajectoryStore
 from zarrbuf.stores.logged import LogStore
-from zarrbuf.vacuuming import vacuum_store
+from zarrbuf.upkeep.vacuum import vacuum_store
 
 _LOG: Final = logging.getLogger("zarrbuf")
 GRACE_S: Final = 3600.0

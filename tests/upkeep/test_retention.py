@@ -10,9 +10,11 @@ from support.numbered import contents, numbered
 from support.remote import loaded
 
 import zarrbuf
-from zarrbuf import TrajectoryReplayBuffer, retention, vacuuming
+from zarrbuf import TrajectoryReplayBuffer
 from zarrbuf.errors import InvalidInputError, StorageError
 from zarrbuf.storage.local import LocalStorage
+from zarrbuf.upkeep import retention
+from zarrbuf.upkeep import vacuum as vacuuming
 
 
 def run(path: Path, count: int, **more: Any) -> TrajectoryReplayBuffer:
