@@ -10,7 +10,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zarrbuf.buffer import TrajectoryReplayBuffer as TrajectoryReplayBuffer
     from zarrbuf.clips import export_clip as export_clip
     from zarrbuf.curation.convert import convert as convert
     from zarrbuf.curation.merging import merge as merge
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from zarrbuf.datasets import ReplayBufferDataset as ReplayBufferDataset
     from zarrbuf.datasets import replay_buffer_collate_fn as replay_buffer_collate_fn
     from zarrbuf.playback import open_playback as open_playback
+    from zarrbuf.replay.buffer import TrajectoryReplayBuffer as TrajectoryReplayBuffer
     from zarrbuf.stores.listing import list_buffer as list_buffer
     from zarrbuf.stores.listing import row_json as row_json
     from zarrbuf.stores.pins import unpin as unpin
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ROOMS = {
-    "TrajectoryReplayBuffer": "buffer",
+    "TrajectoryReplayBuffer": "replay.buffer",
     "PreloadReplayBufferDataset": "datasets",
     "ReplayBufferDataset": "datasets",
     "Trajectory": "trajectory.trajectory",

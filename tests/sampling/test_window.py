@@ -15,10 +15,10 @@ from support.trajectories import make_trajectory
 
 from zarrbuf import TrajectoryReplayBuffer
 from zarrbuf.common.uuids import new_uuid
-from zarrbuf.contents import Contents
 from zarrbuf.errors import NotFoundError
 from zarrbuf.manifest.row_table import RowTable, Stretch
 from zarrbuf.manifest.rows import Row, Rows
+from zarrbuf.replay.live_set import Contents
 from zarrbuf.sampling import window as views
 from zarrbuf.sampling.batch_reader import BatchReader
 from zarrbuf.sampling.index_map import plan_batch

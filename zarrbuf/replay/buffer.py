@@ -17,15 +17,15 @@ from zarrbuf.common.arguments import check_interval, check_whole_number
 from zarrbuf.common.background import Repeater
 from zarrbuf.common.thread_pool import Workers, default_num_threads
 from zarrbuf.common.uuids import new_uuid
-from zarrbuf.contents import Contents
-from zarrbuf.rlinf_names import RlinfNames
+from zarrbuf.replay.live_set import Contents
+from zarrbuf.replay.rlinf_names import RlinfNames
+from zarrbuf.replay.run_checkpoint import save_view
 from zarrbuf.sampling.batch_memory import BatchMemory, can_pin
 from zarrbuf.sampling.batch_reader import BatchReader
 from zarrbuf.sampling.draws import Draws
 from zarrbuf.sampling.index_map import partition
 from zarrbuf.sampling.prefetch import Prefetcher
 from zarrbuf.sampling.sampler import Sampler
-from zarrbuf.saving import save_view
 from zarrbuf.storage.block_cache import DiskCache
 from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
 from zarrbuf.stores.contract import TrajectoryStore
@@ -307,7 +307,7 @@ class TrajectoryReplayBuffer(RlinfNames):
     def save_checkpoint(self, path: Location) -> None:
         """Save the window, the ids and the state of the draws at `path`.
 
-        In the buffer's own format; raises what `zarrbuf.saving.save_view` does.
+        In the buffer's own format; raises what `run_checkpoint.save_view` does.
         """
         storage = self._open_storage(path)
         with self._contents.saved_view() as (view, own):

@@ -21,7 +21,6 @@ from support.trajectories import MemoryStorage, make_trajectory
 from zarrbuf import TrajectoryReplayBuffer
 from zarrbuf.archive.spec import FieldSpec
 from zarrbuf.common.uuids import new_uuid
-from zarrbuf.contents import Contents
 from zarrbuf.errors import ConflictError, StorageError
 from zarrbuf.manifest.actions import Action
 from zarrbuf.manifest.commit_log import CommitLog, open_log, open_or_create_log
@@ -29,6 +28,7 @@ from zarrbuf.manifest.log_checkpoints import write_checkpoint, write_segments
 from zarrbuf.manifest.row_table import RowTable
 from zarrbuf.manifest.rows import Row, Rows
 from zarrbuf.manifest.snapshot import Snapshot, schema_id
+from zarrbuf.replay.live_set import Contents
 from zarrbuf.sampling.batch_reader import BatchReader
 from zarrbuf.sampling.index_map import plan_batch
 from zarrbuf.storage.contract import Outcome

@@ -115,7 +115,7 @@ def test_a_failed_save_of_files_leaves_the_earlier_checkpoint_whole(
             raise StorageError(f"cannot write {path}: No space left on device")
         return stage_file(path, data)
 
-    monkeypatch.setattr("zarrbuf.saving.stage_file", fail_later)
+    monkeypatch.setattr("zarrbuf.replay.run_checkpoint.stage_file", fail_later)
     with pytest.raises(StorageError, match="No space left"):
         second.save_checkpoint(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

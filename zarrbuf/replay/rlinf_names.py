@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zarrbuf.contents import Contents
+from zarrbuf.replay.live_set import Contents
 from zarrbuf.rlinf.index import index_entry
 from zarrbuf.trajectory.encoding import flatten_encoded
 from zarrbuf.trajectory.trajectory import Trajectory, decode_trajectory, nest
