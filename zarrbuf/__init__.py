@@ -16,16 +16,18 @@ if TYPE_CHECKING:
     from zarrbuf.curation.merging import split as split
     from zarrbuf.curation.rewrite import export as export
     from zarrbuf.curation.rewrite import recompress as recompress
-    from zarrbuf.datasets import (
-        PreloadReplayBufferDataset as PreloadReplayBufferDataset,
-    )
-    from zarrbuf.datasets import ReplayBufferDataset as ReplayBufferDataset
-    from zarrbuf.datasets import replay_buffer_collate_fn as replay_buffer_collate_fn
     from zarrbuf.playback import open_playback as open_playback
     from zarrbuf.replay.buffer import TrajectoryReplayBuffer as TrajectoryReplayBuffer
     from zarrbuf.stores.listing import list_buffer as list_buffer
     from zarrbuf.stores.listing import row_json as row_json
     from zarrbuf.stores.pins import unpin as unpin
+    from zarrbuf.training.datasets import (
+        PreloadReplayBufferDataset as PreloadReplayBufferDataset,
+    )
+    from zarrbuf.training.datasets import ReplayBufferDataset as ReplayBufferDataset
+    from zarrbuf.training.datasets import (
+        replay_buffer_collate_fn as replay_buffer_collate_fn,
+    )
     from zarrbuf.trajectory.trajectory import Trajectory as Trajectory
     from zarrbuf.upkeep.history import read_history as read_history
     from zarrbuf.upkeep.prune import prune as prune
@@ -40,8 +42,8 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "TrajectoryReplayBuffer": "replay.buffer",
-    "PreloadReplayBufferDataset": "datasets",
-    "ReplayBufferDataset": "datasets",
+    "PreloadReplayBufferDataset": "training.datasets",
+    "ReplayBufferDataset": "training.datasets",
     "Trajectory": "trajectory.trajectory",
     "convert": "curation.convert",
     "export": "curation.rewrite",
@@ -55,7 +57,7 @@ _ROOMS = {
     "recompress": "curation.rewrite",
     "remove": "upkeep.prune",
     "repair": "upkeep.repair.repairing",
-    "replay_buffer_collate_fn": "datasets",
+    "replay_buffer_collate_fn": "training.datasets",
     "row_json": "stores.listing",
     "split": "curation.merging",
     "unpin": "stores.pins",

@@ -486,7 +486,7 @@ def test_a_joined_batch_is_page_locked_if_its_parts_are(
         asked.append(options.pop("pin_memory"))
         return BatchMemory(**options, pin_memory=False)
 
-    monkeypatch.setattr("zarrbuf.mixing.BatchMemory", memory)
+    monkeypatch.setattr("zarrbuf.training.mixing.BatchMemory", memory)
     next(iter(make(ReplayBufferDataset, *pair())))
     monkeypatch.setattr(torch.Tensor, "is_pinned", lambda self: True)
     next(iter(make(ReplayBufferDataset, *pair())))

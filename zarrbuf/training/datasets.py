@@ -18,9 +18,9 @@ from torch.utils.data import IterableDataset
 
 from zarrbuf.common.arguments import check_whole_number
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.mixing import Batch, Mixture, Sampled
-from zarrbuf.preloading import ClosedError, Preloader, Stream
 from zarrbuf.sampling.sampler import MAX_BATCH
+from zarrbuf.training.mixing import Batch, Mixture, Sampled
+from zarrbuf.training.preloading import ClosedError, Preloader, Stream
 
 Item = TypeVar("Item")
 _LOG: Final = logging.getLogger("zarrbuf")

@@ -10,7 +10,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
-from zarrbuf.mixing import Batch
+from zarrbuf.training.mixing import Batch
 
 
 class Source(Protocol):
