@@ -29,10 +29,10 @@ from benchmarks.remote import LATENCY_S, Server, serving
 from benchmarks.tables import Target, ms
 from benchmarks.timing import timed
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
-from zarrbuf.navigation import Place
-from zarrbuf.playback import open_playback
-from zarrbuf.viewing import Viewing
-from zarrbuf.visualize import FIGURE_INCHES, Screen
+from zarrbuf.viewer.cursor import Place
+from zarrbuf.viewer.figures import FIGURE_INCHES, Screen
+from zarrbuf.viewer.session import Viewing
+from zarrbuf.viewer.trajectories import open_playback
 
 SIZE: Final = (480, 640)
 NUM_MOVES: Final = 100

@@ -10,13 +10,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zarrbuf.clips import export_clip as export_clip
     from zarrbuf.curation.convert import convert as convert
     from zarrbuf.curation.merging import merge as merge
     from zarrbuf.curation.merging import split as split
     from zarrbuf.curation.rewrite import export as export
     from zarrbuf.curation.rewrite import recompress as recompress
-    from zarrbuf.playback import open_playback as open_playback
     from zarrbuf.replay.buffer import TrajectoryReplayBuffer as TrajectoryReplayBuffer
     from zarrbuf.stores.listing import list_buffer as list_buffer
     from zarrbuf.stores.listing import row_json as row_json
@@ -35,8 +33,10 @@ if TYPE_CHECKING:
     from zarrbuf.upkeep.repair.repairing import repair as repair
     from zarrbuf.upkeep.vacuum import vacuum as vacuum
     from zarrbuf.upkeep.verify import verify as verify
-    from zarrbuf.viewer import plot_step as plot_step
-    from zarrbuf.viewer import view as view
+    from zarrbuf.viewer.export import export_clip as export_clip
+    from zarrbuf.viewer.modes import plot_step as plot_step
+    from zarrbuf.viewer.modes import view as view
+    from zarrbuf.viewer.trajectories import open_playback as open_playback
 
 __version__ = "0.1.0"
 
@@ -47,11 +47,11 @@ _ROOMS = {
     "Trajectory": "trajectory.trajectory",
     "convert": "curation.convert",
     "export": "curation.rewrite",
-    "export_clip": "clips",
+    "export_clip": "viewer.export",
     "list_buffer": "stores.listing",
     "merge": "curation.merging",
-    "open_playback": "playback",
-    "plot_step": "viewer",
+    "open_playback": "viewer.trajectories",
+    "plot_step": "viewer.modes",
     "prune": "upkeep.prune",
     "read_history": "upkeep.history",
     "recompress": "curation.rewrite",
@@ -63,7 +63,7 @@ _ROOMS = {
     "unpin": "stores.pins",
     "vacuum": "upkeep.vacuum",
     "verify": "upkeep.verify",
-    "view": "viewer",
+    "view": "viewer.modes",
 }
 
 __all__ = [

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from zarrbuf.archive.spec import FieldSpec
-from zarrbuf.pictures import (
+from zarrbuf.viewer.images import (
     GAP,
     ValueRange,
     beside,

@@ -18,7 +18,7 @@ from zarrbuf.errors import (
     TrajectoryNotFoundError,
     ZarrbufError,
 )
-from zarrbuf.navigation import (
+from zarrbuf.viewer.cursor import (
     FAR,
     MOVES,
     Place,
@@ -26,8 +26,7 @@ from zarrbuf.navigation import (
     nearest_place,
     neighbours,
 )
-from zarrbuf.playback import Playback
-from zarrbuf.scenes import (
+from zarrbuf.viewer.scene import (
     USUAL_CAMERAS,
     Layout,
     Scene,
@@ -36,6 +35,7 @@ from zarrbuf.scenes import (
     check_camera,
     check_layout,
 )
+from zarrbuf.viewer.trajectories import Playback
 
 KEYS: Final = {
     "right": "next",

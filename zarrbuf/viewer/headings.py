@@ -11,11 +11,11 @@ from typing import Final
 import numpy as np
 
 from zarrbuf.archive.spec import AnyArray
-from zarrbuf.curves import ENDINGS, Curves
 from zarrbuf.errors import ZarrbufError
-from zarrbuf.navigation import Place
-from zarrbuf.playback import Playback
-from zarrbuf.recording import Recording
+from zarrbuf.viewer.cursor import Place
+from zarrbuf.viewer.curves import ENDINGS, Curves
+from zarrbuf.viewer.trajectories import Playback
+from zarrbuf.viewer.trajectory_reader import Recording
 
 _MAX_NUMBERS: Final = 16
 """Of an action."""

@@ -19,11 +19,11 @@ import numpy as np
 
 from zarrbuf.archive.spec import AnyArray
 from zarrbuf.common.background import BackgroundThread
-from zarrbuf.curves import CURVE_FIELDS, Curves, make_curves
 from zarrbuf.errors import FormatError, InvalidInputError, ZarrbufError
-from zarrbuf.headings import say_what_happened, say_where
-from zarrbuf.navigation import Place
-from zarrbuf.pictures import (
+from zarrbuf.viewer.cursor import Place
+from zarrbuf.viewer.curves import CURVE_FIELDS, Curves, make_curves
+from zarrbuf.viewer.headings import say_what_happened, say_where
+from zarrbuf.viewer.images import (
     Picture,
     broken_picture,
     shrink,
@@ -31,8 +31,8 @@ from zarrbuf.pictures import (
     tile,
     to_picture,
 )
-from zarrbuf.playback import CHUNK_CACHE_BYTES, Playback
-from zarrbuf.recording import Recording
+from zarrbuf.viewer.trajectories import CHUNK_CACHE_BYTES, Playback
+from zarrbuf.viewer.trajectory_reader import Recording
 
 USUAL_CAMERAS: Final = ("main_images", "wrist_images", "extra_view_images")
 Layout = Literal["camera", "cameras", "envs"]

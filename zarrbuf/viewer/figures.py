@@ -19,13 +19,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from zarrbuf.common.printing import printable
-from zarrbuf.curves import Curves
-from zarrbuf.drawing import LETTERS_AN_INCH, PanelAxes, draw_curve, kind_of, value_range
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.navigation import Place
-from zarrbuf.pictures import Picture
-from zarrbuf.scenes import Panel, Scene
 from zarrbuf.storage.files import check_local_file, write_whole
+from zarrbuf.viewer.cursor import Place
+from zarrbuf.viewer.curves import Curves
+from zarrbuf.viewer.drawing import (
+    LETTERS_AN_INCH,
+    PanelAxes,
+    draw_curve,
+    kind_of,
+    value_range,
+)
+from zarrbuf.viewer.images import Picture
+from zarrbuf.viewer.scene import Panel, Scene
 
 FIGURE_INCHES: Final = (14.0, 8.0)
 SAVED_DPI: Final = 150

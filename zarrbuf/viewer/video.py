@@ -12,7 +12,7 @@ from typing import Final
 import av
 import numpy as np
 
-from zarrbuf.pictures import Picture
+from zarrbuf.viewer.images import Picture
 
 _QUALITY: Final = {"crf": "18"}
 

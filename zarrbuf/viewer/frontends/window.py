@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.widgets import TextBox
 
 from zarrbuf.errors import ZarrbufError
-from zarrbuf.viewing import HELP_LINE, KEYS, Viewing
-from zarrbuf.visualize import Screen, save_figure
+from zarrbuf.viewer.figures import Screen, save_figure
+from zarrbuf.viewer.session import HELP_LINE, KEYS, Viewing
 
 _QUIT_KEYS: Final = ("q", "escape")
 

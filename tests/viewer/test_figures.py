@@ -23,11 +23,11 @@ from zarrbuf.errors import (
     StorageError,
     TrajectoryNotFoundError,
 )
-from zarrbuf.navigation import Place
-from zarrbuf.pictures import GAP
-from zarrbuf.playback import open_playback
-from zarrbuf.scenes import Scene, SceneReader, Wish
-from zarrbuf.visualize import Screen, plot_scene, save_figure
+from zarrbuf.viewer.cursor import Place
+from zarrbuf.viewer.figures import Screen, plot_scene, save_figure
+from zarrbuf.viewer.images import GAP
+from zarrbuf.viewer.scene import Scene, SceneReader, Wish
+from zarrbuf.viewer.trajectories import open_playback
 
 
 def drawn(figure: Figure, number: int, shape: tuple[int, ...]) -> Any:

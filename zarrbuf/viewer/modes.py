@@ -17,10 +17,18 @@ from matplotlib.figure import Figure
 
 from zarrbuf.common.printing import printable
 from zarrbuf.errors import InvalidInputError, ZarrbufError
-from zarrbuf.navigation import Place, check_place
-from zarrbuf.playback import open_playback
-from zarrbuf.prompt import Prompt
-from zarrbuf.scenes import (
+from zarrbuf.storage.resolve import Location, StorageOptions
+from zarrbuf.viewer.cursor import Place, check_place
+from zarrbuf.viewer.figures import (
+    FIGURE_INCHES,
+    Screen,
+    check_image_file,
+    plot_scene,
+    save_figure,
+)
+from zarrbuf.viewer.frontends.prompt import Prompt
+from zarrbuf.viewer.frontends.window import Window
+from zarrbuf.viewer.scene import (
     USUAL_CAMERAS,
     Layout,
     Scene,
@@ -29,16 +37,8 @@ from zarrbuf.scenes import (
     check_camera,
     check_layout,
 )
-from zarrbuf.storage.resolve import Location, StorageOptions
-from zarrbuf.viewing import Viewing
-from zarrbuf.visualize import (
-    FIGURE_INCHES,
-    Screen,
-    check_image_file,
-    plot_scene,
-    save_figure,
-)
-from zarrbuf.window import Window
+from zarrbuf.viewer.session import Viewing
+from zarrbuf.viewer.trajectories import open_playback
 
 Form = Literal["window", "web", "prompt", "image"]
 DEFAULT_OUTPUT: Final = "replay_buffer_viz.png"
@@ -154,7 +154,7 @@ def view(
     try:
         if form == "web":
             # Imported when needed: the server is in the extra `[view]`.
-            web = importlib.import_module("zarrbuf.web")
+            web = importlib.import_module("zarrbuf.viewer.frontends.web")
             web.serve_viewer(
                 viewing,
                 port=web.DEFAULT_PORT if port is None else port,

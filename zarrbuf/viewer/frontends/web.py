@@ -32,9 +32,9 @@ from matplotlib.figure import Figure
 from zarrbuf.common.arguments import check_whole_number
 from zarrbuf.common.printing import printable
 from zarrbuf.errors import InvalidInputError, StorageError
-from zarrbuf.viewing import Viewing
-from zarrbuf.visualize import FIGURE_INCHES, SAVED_DPI
-from zarrbuf.window import Window
+from zarrbuf.viewer.figures import FIGURE_INCHES, SAVED_DPI
+from zarrbuf.viewer.frontends.window import Window
+from zarrbuf.viewer.session import Viewing
 
 ADDRESS: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8988

@@ -19,11 +19,11 @@ from zarrbuf.common.arguments import check_whole_number
 from zarrbuf.common.jobs import Progress
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.manifest.rows import IntArray
-from zarrbuf.pictures import Picture, beside, shrink, to_picture
-from zarrbuf.playback import open_playback
-from zarrbuf.recording import Recording
 from zarrbuf.storage.files import check_local_file, write_whole
-from zarrbuf.visualize import plot_sheet, save_figure
+from zarrbuf.viewer.figures import plot_sheet, save_figure
+from zarrbuf.viewer.images import Picture, beside, shrink, to_picture
+from zarrbuf.viewer.trajectories import open_playback
+from zarrbuf.viewer.trajectory_reader import Recording
 
 SUFFIXES: Final = (".mp4", ".gif", ".png")
 DEFAULT_FPS: Final = 10.0
@@ -117,7 +117,7 @@ def export_clip(
         write = _write_gif
         if suffix == ".mp4":
             # Imported when needed: FFmpeg is in an extra of its own.
-            write = importlib.import_module("zarrbuf.video").write_mp4
+            write = importlib.import_module("zarrbuf.viewer.video").write_mp4
         frames = _of_size(pictures, suffix)
         write_whole(path, lambda name: write(name, frames, fps=fps))
     return Clip(path, recording.name, cameras, len(steps), os.path.getsize(path))

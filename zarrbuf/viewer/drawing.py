@@ -17,9 +17,9 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
 from zarrbuf.common.printing import printable
-from zarrbuf.curves import Curve, Curves
-from zarrbuf.pictures import GAP, Picture, shrink, square_columns, tile_corner
-from zarrbuf.scenes import Panel
+from zarrbuf.viewer.curves import Curve, Curves
+from zarrbuf.viewer.images import GAP, Picture, shrink, square_columns, tile_corner
+from zarrbuf.viewer.scene import Panel
 
 _MAX_SIDE: Final = 1280
 """Pixels of a picture handed to the canvas, which has about half as many for it."""

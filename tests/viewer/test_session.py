@@ -24,12 +24,12 @@ from zarrbuf.errors import (
     NotFoundError,
     TrajectoryNotFoundError,
 )
-from zarrbuf.navigation import MOVES, Place
-from zarrbuf.pictures import GAP
-from zarrbuf.playback import open_playback
-from zarrbuf.prompt import WORDS, Prompt
-from zarrbuf.viewing import KEYS, Viewing
-from zarrbuf.window import Window
+from zarrbuf.viewer.cursor import MOVES, Place
+from zarrbuf.viewer.frontends.prompt import WORDS, Prompt
+from zarrbuf.viewer.frontends.window import Window
+from zarrbuf.viewer.images import GAP
+from zarrbuf.viewer.session import KEYS, Viewing
+from zarrbuf.viewer.trajectories import open_playback
 
 
 @pytest.fixture

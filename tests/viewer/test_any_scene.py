@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from support.remote import save
 
 from zarrbuf import Trajectory
-from zarrbuf.navigation import Place
-from zarrbuf.playback import open_playback
-from zarrbuf.scenes import SceneReader, Wish
-from zarrbuf.visualize import Screen
+from zarrbuf.viewer.cursor import Place
+from zarrbuf.viewer.figures import Screen
+from zarrbuf.viewer.scene import SceneReader, Wish
+from zarrbuf.viewer.trajectories import open_playback
 
 DTYPES = (
     torch.uint8,

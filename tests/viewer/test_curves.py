@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from zarrbuf.curves import MAX_LINES, make_curves
+from zarrbuf.viewer.curves import MAX_LINES, make_curves
 
 
 def test_returns_begin_anew_with_each_episode() -> None:

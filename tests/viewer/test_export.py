@@ -62,9 +62,9 @@ def test_a_sheet_shows_steps_evenly_and_all_cameras(
 
     def note(pictures: Any, labels: Any, *, title: str) -> Any:
         drawn.extend([pictures, labels, title])
-        return zarrbuf.visualize.plot_sheet(pictures, labels, title=title)
+        return zarrbuf.viewer.figures.plot_sheet(pictures, labels, title=title)
 
-    monkeypatch.setattr("zarrbuf.clips.plot_sheet", note)
+    monkeypatch.setattr("zarrbuf.viewer.export.plot_sheet", note)
     done = export_clip(tmp_path / "a", tmp_path / "x.png", trajectory_id=1, env=1)
     pictures, labels, title = drawn
     assert labels[:4] == ["step 0", "step 2", "step 5", "step 7"]
@@ -147,7 +147,7 @@ def test_pictures_that_an_encoder_cannot_take_are_refused(
 ) -> None:
     save(str(tmp_path / "a"), None, [colours(2)])
     wide = np.zeros((2, most + 2, 3), np.uint8)
-    monkeypatch.setattr("zarrbuf.clips.beside", lambda pictures: wide)
+    monkeypatch.setattr("zarrbuf.viewer.export.beside", lambda pictures: wide)
     with pytest.raises(InvalidInputError, match=f"at most {most} a side"):
         export_clip(tmp_path / "a", tmp_path / f"x.{suffix}")
     assert [one.name for one in tmp_path.iterdir()] == ["a"]

@@ -15,12 +15,12 @@ from zarrbuf.archive.spec import AnyArray
 from zarrbuf.common.lru import LruCache
 from zarrbuf.errors import EmptyBufferError, InvalidInputError, TrajectoryNotFoundError
 from zarrbuf.manifest.rows import Rows
-from zarrbuf.recording import ChunkKey, PlaybackStats, Recording
 from zarrbuf.storage.fetching import FetchCost
 from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
 from zarrbuf.stores.contract import TrajectoryStore, known_name
 from zarrbuf.stores.opening import open_store
 from zarrbuf.stores.sources import location_of
+from zarrbuf.viewer.trajectory_reader import ChunkKey, PlaybackStats, Recording
 
 CHUNK_CACHE_BYTES: Final = 256 << 20
 """Decoded chunks that are kept."""

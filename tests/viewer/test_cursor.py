@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.navigation import MOVES, Place, check_place, neighbours
+from zarrbuf.viewer.cursor import MOVES, Place, check_place, neighbours
 
 
 class Lengths(list[tuple[int, int]]):

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from zarrbuf.common.printing import printable
 from zarrbuf.errors import InvalidInputError, ZarrbufError
-from zarrbuf.viewing import Viewing
+from zarrbuf.viewer.session import Viewing
 
 WORDS: Final = {
     "n": "next",

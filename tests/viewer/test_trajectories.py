@@ -23,11 +23,11 @@ from zarrbuf.errors import (
     StorageError,
     TrajectoryNotFoundError,
 )
-from zarrbuf.navigation import Place
-from zarrbuf.playback import Playback, open_playback
-from zarrbuf.recording import Recording
-from zarrbuf.scenes import SceneReader, Wish
-from zarrbuf.viewing import Viewing
+from zarrbuf.viewer.cursor import Place
+from zarrbuf.viewer.scene import SceneReader, Wish
+from zarrbuf.viewer.session import Viewing
+from zarrbuf.viewer.trajectories import Playback, open_playback
+from zarrbuf.viewer.trajectory_reader import Recording
 
 FOLDER = DATA / "rlinf_pt" / "rank_0"
 
@@ -283,8 +283,8 @@ def test_a_grid_beyond_the_cache_is_decoded_once(
     made = recorded(12, 9)
     save(str(tmp_path / "a"), None, [made])
     one_step = 9 * 40 * 40 * 3
-    monkeypatch.setattr("zarrbuf.playback.CHUNK_CACHE_BYTES", one_step)
-    monkeypatch.setattr("zarrbuf.scenes._MAX_AHEAD_BYTES", one_step // 4)
+    monkeypatch.setattr("zarrbuf.viewer.trajectories.CHUNK_CACHE_BYTES", one_step)
+    monkeypatch.setattr("zarrbuf.viewer.scene._MAX_AHEAD_BYTES", one_step // 4)
     playback = open_playback(tmp_path / "a")
     viewing = Viewing(playback, place=Place(0, 3))
     viewing.layout = "envs"
@@ -299,7 +299,7 @@ def test_a_grid_beyond_the_cache_is_decoded_once(
 
 
 def test_what_was_fetched_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zarrbuf.recording.MAX_FETCHED_BYTES", 20_000)
+    monkeypatch.setattr("zarrbuf.viewer.trajectory_reader.MAX_FETCHED_BYTES", 20_000)
     url = memory_url()
     made = recorded(40, 1)
     save(url, None, [made])

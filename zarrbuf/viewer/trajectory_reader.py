@@ -22,10 +22,10 @@ from zarrbuf.archive.spec import (
 )
 from zarrbuf.common.lru import LruCache
 from zarrbuf.manifest.rows import IntArray, Row
-from zarrbuf.pictures import SHOWN_AS_STORED, ValueRange, image_size, is_image
 from zarrbuf.storage.fetching import FetchCost, fetch
 from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.trajectory import to_tensor
+from zarrbuf.viewer.images import SHOWN_AS_STORED, ValueRange, image_size, is_image
 
 ChunkKey = tuple[int, str, int]
 _NUMBERS: Final = itertools.count()
