@@ -23,7 +23,8 @@ from support.s3 import S3
 from support.trajectories import assert_same_trajectory, make_trajectory
 
 import zarrbuf
-from zarrbuf import Trajectory, cli, convert, export, recompress
+from zarrbuf import Trajectory, convert, export, recompress
+from zarrbuf.cli import main as cli
 from zarrbuf.common.jobs import run_jobs
 from zarrbuf.curation import convert as conversion
 from zarrbuf.curation import rewrite as rewriting

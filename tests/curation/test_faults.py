@@ -20,7 +20,6 @@ import zarrbuf
 from zarrbuf import (
     Trajectory,
     TrajectoryReplayBuffer,
-    cli,
     convert,
     merge,
     prune,
@@ -28,6 +27,7 @@ from zarrbuf import (
     split,
     vacuum,
 )
+from zarrbuf.cli import main as cli
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import (
     CommitUnknownError,

@@ -19,7 +19,8 @@ from support.remote import loaded, memory_url
 from support.s3 import S3
 
 import zarrbuf
-from zarrbuf import TrajectoryReplayBuffer, cli, repair, verify
+from zarrbuf import TrajectoryReplayBuffer, repair, verify
+from zarrbuf.cli import main as cli
 from zarrbuf.errors import FormatError, NotFoundError, UnsupportedVersionError
 from zarrbuf.manifest.actions import seal, unseal
 from zarrbuf.manifest.layout import commit_path

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import click
 
-from zarrbuf.cli import main as zarrbuf_main
+from zarrbuf.cli.main import main as zarrbuf_main
 
 
 def find_sources(path: str) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from zarrbuf.cli import main as zarrbuf_main
+from zarrbuf.cli.main import main as zarrbuf_main
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from zarrbuf.cli import main as zarrbuf_main
+from zarrbuf.cli.main import main as zarrbuf_main
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 
 from toolkits.replay_buffer.visualize import add_common
-from zarrbuf.cli import main as zarrbuf_main
+from zarrbuf.cli.main import main as zarrbuf_main
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

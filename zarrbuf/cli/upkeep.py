@@ -10,8 +10,7 @@ from typing import Any, Final
 import click
 
 import zarrbuf
-from zarrbuf.common.printing import printable
-from zarrbuf.terminal import (
+from zarrbuf.cli.terminal import (
     ALLOW_BASE_OPTION,
     JSON_OPTION,
     STORAGE_OPTION,
@@ -19,6 +18,7 @@ from zarrbuf.terminal import (
     print_json,
     show_progress,
 )
+from zarrbuf.common.printing import printable
 
 _SHOWN: Final = 20
 """Names of archives that are shown to people; --json has all."""

@@ -11,8 +11,7 @@ from typing import Any, Final
 import click
 
 import zarrbuf
-from zarrbuf.common.printing import printable
-from zarrbuf.terminal import (
+from zarrbuf.cli.terminal import (
     ALLOW_BASE_OPTION,
     JSON_OPTION,
     STORAGE_OPTION,
@@ -20,6 +19,7 @@ from zarrbuf.terminal import (
     print_json,
     show_progress,
 )
+from zarrbuf.common.printing import printable
 
 _MODE_OPTION: Final = click.option(
     "--mode",

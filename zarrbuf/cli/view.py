@@ -11,8 +11,7 @@ import click
 from click.core import ParameterSource
 
 import zarrbuf
-from zarrbuf.common.printing import printable
-from zarrbuf.terminal import (
+from zarrbuf.cli.terminal import (
     ALLOW_BASE_OPTION,
     AT_OPTION,
     JSON_OPTION,
@@ -21,6 +20,7 @@ from zarrbuf.terminal import (
     print_json,
     show_progress,
 )
+from zarrbuf.common.printing import printable
 
 _FORMS: Final[dict[str, Any]] = {
     "--web": "web",

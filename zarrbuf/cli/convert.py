@@ -10,8 +10,7 @@ from typing import Any, Final
 import click
 
 import zarrbuf
-from zarrbuf.common.printing import printable
-from zarrbuf.terminal import (
+from zarrbuf.cli.terminal import (
     ALLOW_BASE_OPTION,
     AT_OPTION,
     JSON_OPTION,
@@ -20,6 +19,7 @@ from zarrbuf.terminal import (
     print_json,
     show_progress,
 )
+from zarrbuf.common.printing import printable
 
 _CODECS: Final = ["lz4", "zstd", "none"]
 _VERIFY_OPTION: Final = click.option(

@@ -20,7 +20,8 @@ from support.batches import leaves
 from support.paths import DATA, ROOT
 
 import zarrbuf
-from zarrbuf import TrajectoryReplayBuffer, cli
+from zarrbuf import TrajectoryReplayBuffer
+from zarrbuf.cli import main as cli
 from zarrbuf.manifest.layout import trajectory_path
 
 FOLDER = DATA / "rlinf_ragged_pt"
@@ -157,7 +158,7 @@ def test_info_and_ls_say_what_is_there(converted: Path, kind: str) -> None:
 def test_ls_does_not_load_torch(converted: Path, kind: str) -> None:
     path = converted if kind == "zarr" else FOLDER
     code = (
-        "import sys; from zarrbuf.cli import main\n"
+        "import sys; from zarrbuf.cli.main import main\n"
         "try: main(['ls', sys.argv[1]])\n"
         "except SystemExit: pass\n"
         "print('torch' in sys.modules, 'zarrbuf.manifest.commit_log' in sys.modules)"

@@ -28,7 +28,8 @@ from support.viewed import archive_of, colours, save_recorded
 
 import zarrbuf
 from toolkits.replay_buffer import visualize, visualize_headless
-from zarrbuf import Trajectory, cli
+from zarrbuf import Trajectory
+from zarrbuf.cli import main as cli
 from zarrbuf.errors import InvalidInputError
 
 CHROMIUM = next(
@@ -149,7 +150,7 @@ def test_a_package_that_is_missing_is_named(
 ) -> None:
     program = (
         f"import sys; sys.modules[{package!r}] = None\n"
-        "from zarrbuf.cli import main; main()"
+        "from zarrbuf.cli.main import main; main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, "view", str(buffer), *arguments],

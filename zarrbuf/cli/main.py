@@ -14,11 +14,9 @@ from typing import Any, Final
 import click
 
 import zarrbuf
-from zarrbuf.common.printing import printable
-from zarrbuf.conversion_commands import convert, export, recompress
-from zarrbuf.curation_commands import merge, split
-from zarrbuf.errors import InvalidInputError, ZarrbufError
-from zarrbuf.terminal import (
+from zarrbuf.cli.convert import convert, export, recompress
+from zarrbuf.cli.curate import merge, split
+from zarrbuf.cli.terminal import (
     ALLOW_BASE_OPTION,
     AT_OPTION,
     JSON_OPTION,
@@ -27,8 +25,10 @@ from zarrbuf.terminal import (
     print_json,
     show_progress,
 )
-from zarrbuf.upkeep_commands import prune, remove, repair, show_log, unpin, vacuum
-from zarrbuf.view_commands import view
+from zarrbuf.cli.upkeep import prune, remove, repair, show_log, unpin, vacuum
+from zarrbuf.cli.view import view
+from zarrbuf.common.printing import printable
+from zarrbuf.errors import InvalidInputError, ZarrbufError
 
 _EXTRAS: Final = {"matplotlib": "view", "PIL": "view", "tornado": "view", "av": "video"}
 """Packages that a command may lack -> the extra that has them."""
