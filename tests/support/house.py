@@ -28,7 +28,10 @@ def read_sources(folder: Path) -> dict[str, str]:
 
 
 def imports(name: str, text: str) -> Iterator[tuple[int, str]]:
-    """Yield the line and the whole name of every module that a module imports."""
+    """Yield the line and the whole name of every module that a module imports.
+
+    Those too that it has loaded by name, `importlib.import_module("...")`.
+    """
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -36,6 +39,10 @@ def imports(name: str, text: str) -> Iterator[tuple[int, str]]:
             assert node.level == 0, f"{name}:{node.lineno} imports relatively"
             assert node.module is not None
             yield node.lineno, node.module
+        elif isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func):
+            loaded = node.args[0]
+            if isinstance(loaded, ast.Constant):
+                yield node.lineno, str(loaded.value)
 
 
 def own_imports(name: str, text: str) -> dict[str, int]:
