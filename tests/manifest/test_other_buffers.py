@@ -21,7 +21,7 @@ from zarrbuf.errors import (
 )
 from zarrbuf.manifest.commit_log import create_log, open_log
 from zarrbuf.manifest.trust import base_url, check_trusted, place_of, resolve_base
-from zarrbuf.storage.object_client import ObjectClient
+from zarrbuf.storage.requests import ObjectClient
 from zarrbuf.storage.resolve import open_storage
 
 UUID = "ab" * 16

@@ -22,9 +22,8 @@ from support.s3 import S3
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.errors import InvalidInputError, StorageError
 from zarrbuf.storage.contract import Outcome, Range
-from zarrbuf.storage.object_client import ObjectClient, Request
-from zarrbuf.storage.object_faults import Fault, RequestError
-from zarrbuf.storage.object_options import secrets_of
+from zarrbuf.storage.file_systems import secrets_of
+from zarrbuf.storage.requests import Fault, ObjectClient, Request, RequestError
 from zarrbuf.storage.resolve import open_storage
 
 CLIENTS = ("s3fs", "obstore")

@@ -19,8 +19,13 @@ from zarrbuf.errors import (
 )
 from zarrbuf.manifest.commit_log import open_log
 from zarrbuf.storage.contract import Outcome, Range, Storage
-from zarrbuf.storage.object_client import ObjectClient, Request
-from zarrbuf.storage.object_faults import Fault, RequestError, fault_of
+from zarrbuf.storage.requests import (
+    Fault,
+    ObjectClient,
+    Request,
+    RequestError,
+    fault_of,
+)
 from zarrbuf.storage.resolve import open_storage
 
 CLIENTS = ("s3fs", "obstore")

@@ -1,7 +1,7 @@
 """A folder of an object store as a storage: S3 and the like, HTTP to read, memory.
 
 Owns what the answers of requests mean for a name: read, created, taken, unclear. Knows
-no library; the requests, and when they are tried again, are `object_client`'s.
+no library; the requests, and when they are tried again, are `requests`'s.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from zarrbuf.storage.contract import (
     checked_name,
     short_object,
 )
-from zarrbuf.storage.object_client import ObjectClient, Request
-from zarrbuf.storage.object_faults import Fault, RequestError
+from zarrbuf.storage.requests import Fault, ObjectClient, Request, RequestError
 
 _COMMIT_METHODS: Final = {"s3": "if-none-match", "gs": "generation", "memory": "lock"}
 _SHORT_TRIES: Final = 3

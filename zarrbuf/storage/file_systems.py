@@ -1,14 +1,33 @@
-"""Storage options: a few names for all clients, translated for the one that is used.
+"""File systems of fsspec: which library reaches a store, and how it is set up.
 
-Pure. Everything else is handed on as it is.
+Owns what a user may choose and what it is called: the client of a protocol, and storage
+options, a few names for all clients, translated for the one that is used. Everything
+else in the options is handed on as it is. Sends no request.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import os
 import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+import fsspec
+import fsspec.asyn
+
+from zarrbuf.errors import InvalidInputError
+
+_CLIENTS: Final = {
+    "s3": ("s3fs", "obstore"),
+    "gs": ("gcsfs", "obstore"),
+    "http": ("aiohttp",),
+    "https": ("aiohttp",),
+    "memory": ("fsspec",),
+}
+_EXTRAS: Final = {"s3": "s3", "gs": "gs", "http": "http", "https": "http"}
+PROTOCOLS: Final = tuple(_CLIENTS)
 _SECRET: Final = re.compile("key|secret|token|password|credential|auth", re.IGNORECASE)
 """Names of options whose values no message shows."""
 _NAMES: Final[Mapping[str, Mapping[str, str]]] = {
@@ -22,6 +41,55 @@ _NAMES: Final[Mapping[str, Mapping[str, str]]] = {
 }
 _CONNECT_S: Final = 10
 _READ_S: Final = 60
+_used_obstore_in: set[int] = set()
+
+
+def choose_client(protocol: str, wanted: str | None) -> str:
+    """Return the library that reaches a protocol: the one wanted, or one there is.
+
+    Raises:
+        InvalidInputError: if it is not there, saying what to install.
+    """
+    known = _CLIENTS[protocol]
+    if wanted is not None and wanted not in known:
+        raise InvalidInputError(
+            f"storage option client is {wanted!r}; for {protocol}:// there are "
+            f"{', '.join(known)}"
+        )
+    for name in known if wanted is None else (wanted,):
+        if importlib.util.find_spec(name) is not None:
+            return name
+    extra = "obstore" if wanted == "obstore" else _EXTRAS[protocol]
+    raise InvalidInputError(
+        f"{protocol}:// needs {wanted or ' or '.join(known)}, which is not installed; "
+        f"pip install 'zarrbuf[{extra}]'"
+    )
+
+
+def make_file_system(protocol: str, client: str, options: Mapping[str, Any]) -> Any:
+    """Make a file system that nobody else shares; raises what its library raises."""
+    if client == "obstore" and _used_obstore_in - {os.getpid()}:
+        # Its threads are those of the parent: a request would wait for ever.
+        if importlib.util.find_spec("s3fs") is None or protocol != "s3":
+            raise RuntimeError(
+                "obstore does not work in a process forked from one that used it; "
+                "start workers by forkserver or spawn, or install zarrbuf[s3]"
+            )
+        client = "s3fs"
+    translated = translate_options(protocol, client, options)
+    if client == "obstore":
+        _used_obstore_in.add(os.getpid())
+        store = importlib.import_module("obstore.fsspec").FsspecStore
+        return store(protocol, skip_instance_cache=True, **translated)
+    if client == "gcsfs":
+        # What gcsfs registers asks by gRPC how a bucket is laid out, which neither
+        # survives a fork nor knows other endpoints; objects are all that we use.
+        store = importlib.import_module("gcsfs.core").GCSFileSystem
+        return store(skip_instance_cache=True, **translated)
+    made: Any = fsspec.filesystem(protocol, skip_instance_cache=True, **translated)
+    if client == "s3fs":
+        made.retries = 1  # the retries, and the deadline over them, are ours
+    return made
 
 
 def secrets_of(options: Mapping[str, Any]) -> list[str]:

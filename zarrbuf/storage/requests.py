@@ -1,18 +1,19 @@
-"""The door to fsspec: requests to a store, many at once, each until it is done.
+"""Requests to a store: many at once, each until it is done or cannot be.
 
-The only room that imports fsspec. Owns what differs between its file systems: what
-they are made with, which creation is exclusive, which of their errors may pass on a
-retry, and that none of them survives a fork. Knows paths and bytes, no name of ours.
+Owns how a request is sent by each of fsspec's file systems, when it is tried again, and
+what an error of one means: absent, taken, refused, or worth another try. Knows paths
+and bytes, no name of ours.
 """
 
 from __future__ import annotations
 
 import asyncio
 import atexit
-import importlib
-import importlib.util
+import enum
+import errno
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -24,14 +25,7 @@ import fsspec
 import fsspec.asyn
 
 from zarrbuf.common.background import EndingError, UnderWay
-from zarrbuf.errors import InvalidInputError
-from zarrbuf.storage.object_faults import (
-    Fault,
-    RequestError,
-    ShortAnswerError,
-    fault_of,
-)
-from zarrbuf.storage.object_options import translate_options
+from zarrbuf.storage.file_systems import choose_client, make_file_system
 
 MAX_REQUESTS: Final = 64
 """Requests under way at once. 600 ranges at 30 ms each, s3fs: 64 and 256 at once took
@@ -77,6 +71,30 @@ class Request:
     def num_bytes(self) -> int:
         """Bytes that go over the wire, as far as is known; whole objects are small."""
         return len(self.data) + (self.stop or 0) - (self.start or 0)
+
+
+class Fault(enum.Enum):
+    """What a request came to, if not to what was asked for."""
+
+    MISSING = "is not there"
+    EXISTS = "is there already"
+    SHORT = "ends before the range does"
+    REFUSED = "will not be had by asking again"
+    FAILED = "may pass"
+
+
+class RequestError(Exception):
+    """A request that failed for good: why, and the error behind it."""
+
+    def __init__(self, fault: Fault, cause: BaseException) -> None:
+        """Keep both."""
+        super().__init__(fault, cause)
+        self.fault = fault
+        self.cause = cause
+
+
+class ShortAnswerError(Exception):
+    """Fewer bytes came than were asked for."""
 
 
 class ObjectClient:
@@ -322,61 +340,61 @@ def _checked_range(request: Request, data: bytes) -> bytes:
     return data
 
 
-_CLIENTS: Final = {
-    "s3": ("s3fs", "obstore"),
-    "gs": ("gcsfs", "obstore"),
-    "http": ("aiohttp",),
-    "https": ("aiohttp",),
-    "memory": ("fsspec",),
+_REFUSED: Final = {
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "ProfileNotFound",
+    "NoRegionError",
+    "ParamValidationError",
+    "PermissionDeniedError",
+    "DefaultCredentialsError",
+    "RefreshError",
+    "UnauthenticatedError",
+    "InvalidPathError",
+    "UnknownConfigurationKeyError",
+    "NotSupportedError",
+    "NotImplementedError",
+    "TypeError",
+    "ValueError",
+    "ImportError",
+    "RuntimeError",
 }
-_EXTRAS: Final = {"s3": "s3", "gs": "gs", "http": "http", "https": "http"}
-PROTOCOLS: Final = tuple(_CLIENTS)
-_used_obstore_in: set[int] = set()
+"""Names of errors, since the libraries that they come from may not be there."""
+_STATUS: Final = re.compile(r"status code: (\d{3})\b")
+_MAY_PASS: Final = (408, 409, 425, 429)
 
 
-def choose_client(protocol: str, wanted: str | None) -> str:
-    """Return the library that reaches a protocol: the one wanted, or one there is.
+def fault_of(exc: BaseException) -> Fault:
+    """Say what became of a request that ended in an error."""
+    names = {kind.__name__ for kind in type(exc).__mro__}
+    status = _status_of(exc)
+    # Only of answers that say no more than a sentence: others name paths.
+    is_sentence = isinstance(exc, OSError) and exc.errno == errno.EINVAL
+    text = str(exc).lower().replace("-", "") if is_sentence else ""
+    if status == 409:  # two conditions met on their way: neither may hold
+        return Fault.FAILED
+    if isinstance(exc, FileExistsError) or names & {"AlreadyExistsError"}:
+        return Fault.EXISTS
+    if "precondition" in text or status == 412:  # the body that says which is missing
+        return Fault.EXISTS
+    if isinstance(exc, FileNotFoundError) or status == 404:
+        return Fault.MISSING
+    is_short = isinstance(exc, ShortAnswerError) or status == 416
+    if is_short or "not satisfiable" in text:
+        return Fault.SHORT
+    # Text that gcsfs puts before the path, and no other error of its.
+    is_forbidden = isinstance(exc, PermissionError) or str(exc)[:11] == "Forbidden: "
+    if is_forbidden or names & _REFUSED or is_sentence:
+        return Fault.REFUSED
+    if status is not None and 400 <= status < 500 and status not in _MAY_PASS:
+        return Fault.REFUSED
+    return Fault.FAILED
 
-    Raises:
-        InvalidInputError: if it is not there, saying what to install.
-    """
-    known = _CLIENTS[protocol]
-    if wanted is not None and wanted not in known:
-        raise InvalidInputError(
-            f"storage option client is {wanted!r}; for {protocol}:// there are "
-            f"{', '.join(known)}"
-        )
-    for name in known if wanted is None else (wanted,):
-        if importlib.util.find_spec(name) is not None:
-            return name
-    extra = "obstore" if wanted == "obstore" else _EXTRAS[protocol]
-    raise InvalidInputError(
-        f"{protocol}:// needs {wanted or ' or '.join(known)}, which is not installed; "
-        f"pip install 'zarrbuf[{extra}]'"
-    )
 
-
-def make_file_system(protocol: str, client: str, options: Mapping[str, Any]) -> Any:
-    """Make a file system that nobody else shares; raises what its library raises."""
-    if client == "obstore" and _used_obstore_in - {os.getpid()}:
-        # Its threads are those of the parent: a request would wait for ever.
-        if importlib.util.find_spec("s3fs") is None or protocol != "s3":
-            raise RuntimeError(
-                "obstore does not work in a process forked from one that used it; "
-                "start workers by forkserver or spawn, or install zarrbuf[s3]"
-            )
-        client = "s3fs"
-    translated = translate_options(protocol, client, options)
-    if client == "obstore":
-        _used_obstore_in.add(os.getpid())
-        store = importlib.import_module("obstore.fsspec").FsspecStore
-        return store(protocol, skip_instance_cache=True, **translated)
-    if client == "gcsfs":
-        # What gcsfs registers asks by gRPC how a bucket is laid out, which neither
-        # survives a fork nor knows other endpoints; objects are all that we use.
-        store = importlib.import_module("gcsfs.core").GCSFileSystem
-        return store(skip_instance_cache=True, **translated)
-    made: Any = fsspec.filesystem(protocol, skip_instance_cache=True, **translated)
-    if client == "s3fs":
-        made.retries = 1  # the retries, and the deadline over them, are ours
-    return made
+def _status_of(exc: BaseException) -> int | None:
+    """Return the HTTP status that an error of aiohttp, gcsfs or obstore came with."""
+    status = getattr(exc, "status", getattr(exc, "code", None))
+    if isinstance(status, int):
+        return status
+    match = _STATUS.search(str(exc))
+    return int(match[1]) if match else None
