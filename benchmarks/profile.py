@@ -29,7 +29,7 @@ from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.archive import chunks
 from zarrbuf.archive import decode as parallel
 from zarrbuf.archive.chunks import ChunkReads, crc32c
-from zarrbuf.archive.compiled import have_loops
+from zarrbuf.archive.decode import have_loops
 from zarrbuf.common.thread_pool import Workers
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.sampling.index_map import ReadPlan, Window, plan_batch

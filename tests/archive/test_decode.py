@@ -25,7 +25,7 @@ from zarrbuf import TrajectoryReplayBuffer
 from zarrbuf.archive import chunks
 from zarrbuf.archive import decode as parallel
 from zarrbuf.archive.chunks import ChunkReads, IntArray, Shard, crc32c, encode_chunk
-from zarrbuf.archive.compiled import have_loops
+from zarrbuf.archive.decode import have_loops
 from zarrbuf.archive.spec import AnyArray
 from zarrbuf.archive.zarr_json import CODECS, CodecName
 from zarrbuf.common.thread_pool import Workers

@@ -158,7 +158,7 @@ def test_addresses_are_checked_when_python_leaves_asserts_out() -> None:
 WITHOUT_COMPILER = """
 import torch
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
-from zarrbuf.archive.compiled import have_loops
+from zarrbuf.archive.decode import have_loops
 buffer = TrajectoryReplayBuffer()
 steps = torch.arange(6.0).reshape(3, 2, 1)
 frames = steps[..., None, None].to(torch.uint8).expand(3, 2, 40, 40, 3).contiguous()

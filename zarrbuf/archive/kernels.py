@@ -1,4 +1,4 @@
-"""The loops that `compiled` offers, for numba: imported only when they are needed.
+"""The loops that `decode` calls, for numba: imported only when they are needed.
 
 A loop checks all that it can see, and owns no policy: what is not as it should be it
 leaves undone, and tells. Addresses were checked by the caller.

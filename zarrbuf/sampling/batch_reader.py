@@ -12,8 +12,7 @@ from typing import Final
 import numpy as np
 
 from zarrbuf.archive.chunks import ChunkReads
-from zarrbuf.archive.compiled import compile_reading
-from zarrbuf.archive.decode import decode_reads
+from zarrbuf.archive.decode import compile_reading, decode_reads
 from zarrbuf.archive.spec import AnyArray, BatchField
 from zarrbuf.common.thread_pool import Workers
 from zarrbuf.sampling.big_fields import plan_chunks

@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrbuf.archive.chunks import address_of, require
-from zarrbuf.archive.compiled import have_loops
-from zarrbuf.archive.decode import scatter_rows
+from zarrbuf.archive.decode import have_loops, scatter_rows
 from zarrbuf.archive.spec import AnyArray, BatchField, batch_fields, step_rows
 from zarrbuf.errors import FormatError
 from zarrbuf.sampling.index_map import IntArray, ReadPlan, Window
