@@ -23,10 +23,10 @@ from benchmarks.tables import Target, mb
 from benchmarks.timing import timed
 from zarrbuf import TrajectoryReplayBuffer, merge, split
 from zarrbuf.archive.spec import FieldSpec
+from zarrbuf.manifest.columns import TextColumn
 from zarrbuf.manifest.commit_log import create_log
 from zarrbuf.manifest.rows import FIXED_DTYPE, Rows
 from zarrbuf.manifest.snapshot import schema_id
-from zarrbuf.manifest.texts import TextColumn
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.stores.logged import listing_actions
 

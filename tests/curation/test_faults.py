@@ -36,12 +36,12 @@ from zarrbuf.errors import (
     StorageError,
     ZarrbufError,
 )
+from zarrbuf.manifest.columns import TextColumn
 from zarrbuf.manifest.commit_log import CommitLog, open_log
 from zarrbuf.manifest.layout import ROOT_NAME
 from zarrbuf.manifest.predicates import select_where
 from zarrbuf.manifest.rows import Rows
 from zarrbuf.manifest.selection import parse_ids
-from zarrbuf.manifest.texts import TextColumn
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import open_storage
 from zarrbuf.stores.logged import LogStore

@@ -11,10 +11,9 @@ import support.trajectories
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zarrbuf.manifest.growing import GrowingArray, GrowingText
+from zarrbuf.manifest.columns import GrowingArray, GrowingText, TextColumn
 from zarrbuf.manifest.row_table import RowTable, Stretch
 from zarrbuf.manifest.rows import Row, Rows
-from zarrbuf.manifest.texts import TextColumn
 
 WORDS = st.sampled_from(["", "a", "b", "ab", "w" * 36, "ä", "x\0", "x"])
 

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from zarrbuf.archive.group import Archive, FieldArray, encode_archive
 from zarrbuf.archive.zarr_json import encode_json, parse_json
 from zarrbuf.errors import FormatError, UnsupportedVersionError
+from zarrbuf.manifest.columns import TextColumn
 from zarrbuf.manifest.layout import trajectory_path
 from zarrbuf.manifest.rows import MAX_SEGMENT_ROWS, Row, Rows, parse_add
 from zarrbuf.manifest.segments import encode_segment, parse_segment
-from zarrbuf.manifest.texts import TextColumn
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 WEIGHTS_IDS = st.text(

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrbuf.archive.spec import AnyArray
-from zarrbuf.manifest.growing import GrowingArray, GrowingText
+from zarrbuf.manifest.columns import GrowingArray, GrowingText
 from zarrbuf.manifest.rows import FIXED_DTYPE, TEXT_COLUMNS, IntArray, Rows
 
 _DTYPES: Final[Mapping[str, npt.DTypeLike]] = {

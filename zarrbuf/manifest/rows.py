@@ -18,8 +18,8 @@ import numpy.typing as npt
 from zarrbuf.archive.spec import is_weights_id
 from zarrbuf.archive.zarr_json import encode_json
 from zarrbuf.errors import FormatError
+from zarrbuf.manifest.columns import TextColumn
 from zarrbuf.manifest.layout import trajectory_path
-from zarrbuf.manifest.texts import TextColumn
 
 IntArray = npt.NDArray[np.int64]
 MAX_SEGMENT_ROWS: Final = 65_536

@@ -14,6 +14,7 @@ from zarrbuf.archive.group import Archive, FieldArray, encode_archive
 from zarrbuf.archive.spec import AnyArray
 from zarrbuf.archive.zarr_json import check_spec, encode_json
 from zarrbuf.errors import FormatError
+from zarrbuf.manifest.columns import TextColumn
 from zarrbuf.manifest.rows import (
     COLUMN_BOUNDS,
     FIXED_DTYPE,
@@ -22,7 +23,6 @@ from zarrbuf.manifest.rows import (
     TEXT_COLUMNS,
     Rows,
 )
-from zarrbuf.manifest.texts import TextColumn
 
 _BLOCK_ROWS: Final = 2048
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zarrbuf.manifest import texts as texts_module
-from zarrbuf.manifest.texts import TextColumn
+from zarrbuf.manifest import columns
+from zarrbuf.manifest.columns import TextColumn
 
 # Few of them, so that they repeat; some as long as what is compared at once.
 ANY = st.sampled_from(["", "\0", "a", "a\0", "ab", "ä", "w" * 8, "w" * 63, "w" * 64])
@@ -79,7 +79,7 @@ def test_strings_that_repeat_are_kept_once() -> None:
 def test_equal_hashes_do_not_make_strings_equal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(texts_module, "_FACTORS", np.zeros(8, np.uint64))
+    monkeypatch.setattr(columns, "_FACTORS", np.zeros(8, np.uint64))
     texts = ["a", "b", "b", "a"] * 5
     column = TextColumn.unpack(*plain(texts))
     assert unfold(column) == texts
