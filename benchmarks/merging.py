@@ -23,12 +23,12 @@ from benchmarks.tables import Target, mb
 from benchmarks.timing import timed
 from zarrbuf import TrajectoryReplayBuffer, merge, split
 from zarrbuf.archive.spec import FieldSpec
+from zarrbuf.manifest.changes import listing_actions
 from zarrbuf.manifest.columns import TextColumn
 from zarrbuf.manifest.commit_log import create_log
 from zarrbuf.manifest.rows import FIXED_DTYPE, Rows
 from zarrbuf.manifest.snapshot import schema_id
 from zarrbuf.storage.local import LocalStorage
-from zarrbuf.stores.logged import listing_actions
 
 NUM_BUFFERS: Final = 8
 SCHEMA: Final = {"rewards": FieldSpec("float32", (), "step")}

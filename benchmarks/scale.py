@@ -29,11 +29,11 @@ from benchmarks.options import Options, say
 from benchmarks.tables import Target, mb, ms
 from benchmarks.timing import timed
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
+from zarrbuf.manifest.changes import listing_actions
 from zarrbuf.manifest.layout import CHECKPOINT_DIR, MANIFEST_DIR, SEGMENT_DIR
 from zarrbuf.manifest.log_checkpoints import write_checkpoint
 from zarrbuf.manifest.rows import Rows
 from zarrbuf.storage.local import LocalStorage
-from zarrbuf.stores.logged import listing_actions
 from zarrbuf.stores.opening import open_or_create_log_store
 
 FEW: Final = 10

@@ -21,7 +21,6 @@ from support.s3 import S3
 import zarrbuf
 from zarrbuf import TrajectoryReplayBuffer
 from zarrbuf.curation import curation
-from zarrbuf.curation.curation import remove_rows
 from zarrbuf.curation.merging import merge, split
 from zarrbuf.errors import (
     ConflictError,
@@ -32,6 +31,7 @@ from zarrbuf.errors import (
     TrajectoryNotFoundError,
     UntrustedBaseError,
 )
+from zarrbuf.manifest.changes import remove_rows
 from zarrbuf.manifest.commit_log import open_log
 from zarrbuf.storage.contract import Range
 from zarrbuf.storage.fetching import FetchCost, RemoteObject, fetch
@@ -405,7 +405,7 @@ def test_rows_removed_while_they_are_pinned_stop_the_merge(
 
     def meanwhile(*args: Any) -> Any:
         other = LogStore.open(open_storage(a))
-        remove_rows(other, other.rows.slice(1, 2), reason="remove")
+        remove_rows(other.log, other.rows.slice(1, 2), reason="remove")
         return original(*args)
 
     monkeypatch.setattr(curation, "reference_bases", meanwhile)

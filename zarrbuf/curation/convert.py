@@ -22,6 +22,7 @@ from zarrbuf.common.jobs import Progress, run_jobs
 from zarrbuf.common.thread_pool import default_num_threads
 from zarrbuf.errors import InvalidInputError, StorageError
 from zarrbuf.manifest.actions import Action
+from zarrbuf.manifest.changes import listing_actions
 from zarrbuf.manifest.layout import DIRECTORIES, trajectory_path
 from zarrbuf.manifest.rows import Row, Rows
 from zarrbuf.manifest.snapshot import Snapshot
@@ -38,7 +39,6 @@ from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
 from zarrbuf.stores.contract import NewTrajectory, TrajectoryStore, known_name
-from zarrbuf.stores.logged import listing_actions
 from zarrbuf.stores.opening import check_format, open_store
 from zarrbuf.stores.sources import location_of
 from zarrbuf.stores.staging import Created, check_empty, check_outside

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -26,7 +26,7 @@ from zarrbuf.errors import (
     StorageError,
     ZarrbufError,
 )
-from zarrbuf.manifest.actions import Action
+from zarrbuf.manifest.changes import listing_actions, remove_rows
 from zarrbuf.manifest.layout import TRAJECTORY_DIR, commit_path
 from zarrbuf.manifest.other_buffers import Base, make_base
 from zarrbuf.manifest.rows import IntArray, Row, Rows
@@ -35,7 +35,7 @@ from zarrbuf.manifest.snapshot import Snapshot
 from zarrbuf.sampling.window import check_same_fields
 from zarrbuf.storage.contract import Storage
 from zarrbuf.stores.contract import known_name
-from zarrbuf.stores.logged import LogStore, listing_actions
+from zarrbuf.stores.logged import LogStore
 from zarrbuf.stores.pins import pinned
 from zarrbuf.stores.staging import Created, check_empty
 
@@ -43,8 +43,6 @@ Mode = Literal["reference", "hardlink", "copy", "move"]
 MODES: Final[tuple[Mode, ...]] = ("reference", "hardlink", "copy", "move")
 _AT_ONCE: Final = 8
 """Archives that are copied at once."""
-_MAX_REMOVED: Final = 500_000
-"""Ids in one commit, which may have 16 MiB."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +209,7 @@ def _is_absent(destination: Storage) -> bool:
 
 def _take_off(part: Part, destination: Storage) -> None:
     try:
-        remove_rows(part.store, part.rows, reason="move")
+        remove_rows(part.store.log, part.rows, reason="move")
     except ZarrbufError as exc:
         raise type(exc)(
             f"{destination.url} is whole, but {part.store.url} still lists what was "
@@ -351,39 +349,3 @@ def read_archive(row: Row, store: LogStore) -> bytes:
 
 def _is_archive(data: bytes, row: Row) -> bool:
     return len(data) == row.size and crc32c(data) == row.crc
-
-
-def remove_rows(store: LogStore, rows: Rows, *, reason: str) -> int:
-    """Take rows off the list of a buffer; their archives stay.
-
-    Returns:
-        How many were still listed.
-    """
-    removed = 0
-    for start in range(0, len(rows), _MAX_REMOVED):
-        some = rows.slice(start, start + _MAX_REMOVED).fixed
-        wanted = {(one["uuid"].item(), one["trajectory_id"].item()) for one in some}
-        found: list[int] = []
-
-        def build(
-            now: Snapshot,
-            wanted: Set[tuple[bytes, int]] = wanted,
-            found: list[int] = found,
-        ) -> list[Action]:
-            listed = now.rows.fixed
-            found[:] = [
-                number
-                for uuid, number in zip(
-                    listed["uuid"].tolist(),
-                    listed["trajectory_id"].tolist(),
-                    strict=True,
-                )
-                if (uuid, number) in wanted
-            ]
-            if not found:
-                return []
-            return [{"action": "remove", "ids": list(found), "reason": reason}]
-
-        store.log.commit(build, op=reason)
-        removed += len(found)
-    return removed

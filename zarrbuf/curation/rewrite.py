@@ -20,13 +20,14 @@ from zarrbuf.curation.convert import Conversion, Converter
 from zarrbuf.curation.curation import read_archive
 from zarrbuf.errors import ConflictError, InvalidInputError
 from zarrbuf.manifest.actions import Action
+from zarrbuf.manifest.changes import listing_actions
 from zarrbuf.manifest.rows import Rows
 from zarrbuf.manifest.snapshot import Snapshot
 from zarrbuf.storage.contract import TMP_DIR
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
 from zarrbuf.stores.contract import known_name
-from zarrbuf.stores.logged import LogStore, listing_actions
+from zarrbuf.stores.logged import LogStore
 from zarrbuf.stores.opening import open_store
 from zarrbuf.stores.sources import location_of, open_log_store
 from zarrbuf.stores.staging import Created, check_outside

@@ -256,6 +256,12 @@ class Stretch:
         here = _last_of_each(self.table.rows.fixed["schema"][positions], 0)
         return {schema: int(positions[n]) for schema, n in here.items()}
 
+    def since(self, version: int) -> Stretch:
+        """Return those of the rows that came with commits after a version."""
+        versions = self.table.rows.column("version")
+        start = int(np.searchsorted(versions, version, side="right"))
+        return Stretch(self.table, min(max(self.start, start), self.stop), self.stop)
+
     def uuids(self) -> list[str]:
         """Return the uuids of the listed rows, in order."""
         uuids = self.table.rows.fixed["uuid"][self.positions].tolist()

@@ -18,6 +18,7 @@ from zarrbuf.archive.spec import Schema
 from zarrbuf.archive.zarr_json import CodecName
 from zarrbuf.errors import InvalidInputError, StorageError
 from zarrbuf.manifest.actions import Action
+from zarrbuf.manifest.changes import listing_actions
 from zarrbuf.manifest.rows import Row, Rows
 from zarrbuf.manifest.snapshot import Snapshot, schema_id
 from zarrbuf.rlinf.files import (
@@ -31,7 +32,7 @@ from zarrbuf.sampling.batch_reader import BatchReader
 from zarrbuf.sampling.window import View
 from zarrbuf.storage.contract import Outcome, Storage
 from zarrbuf.stores.contract import TrajectoryStore
-from zarrbuf.stores.logged import LogStore, listing_actions
+from zarrbuf.stores.logged import LogStore
 from zarrbuf.stores.opening import (
     open_or_create_folder,
     open_or_create_log_store,

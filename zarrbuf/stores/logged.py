@@ -6,12 +6,9 @@ window, no batch and no thread.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from zarrbuf.archive.spec import Schema
 from zarrbuf.archive.zarr_json import CodecName
@@ -23,11 +20,11 @@ from zarrbuf.errors import (
     ZarrbufError,
 )
 from zarrbuf.manifest.actions import MAX_ADDS, Action
+from zarrbuf.manifest.changes import build_adds, build_removal_of_all
 from zarrbuf.manifest.commit_log import CommitLog, open_log, open_or_create_log
-from zarrbuf.manifest.log_checkpoints import write_segments
 from zarrbuf.manifest.other_buffers import Bases
 from zarrbuf.manifest.row_table import Stretch
-from zarrbuf.manifest.rows import Row, Rows
+from zarrbuf.manifest.rows import Row
 from zarrbuf.manifest.snapshot import Snapshot, schema_id
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.fetching import FetchCost, RemoteObject, fetch_in_steps
@@ -108,7 +105,7 @@ class LogStore(TrajectoryStore):
         return self.log.snapshot.version
 
     def after(self, listed: Stretch, mark: int) -> Stretch:  # noqa: D102
-        return rows_since(listed, mark)
+        return listed.since(mark)
 
     @property
     def next_trajectory_id(self) -> int:  # noqa: D102
@@ -206,8 +203,11 @@ class LogStore(TrajectoryStore):
             raise StorageError(f"{names:.200} could not be saved: {exc}") from exc
 
     def _commit(self, items: Sequence[NewTrajectory], since: int) -> None:
+        rows = [item.row for item in items]
+        schemas = {i.row.schema: i.encoded.header.schema for i in items}
+
         def build(now: Snapshot) -> Sequence[Action]:
-            return build_adds(now, items, since=since)
+            return build_adds(now, rows, schemas, since=since)
 
         what = f"{known_name(items[0].row)} and {len(items) - 1} more"
         try:
@@ -219,58 +219,4 @@ class LogStore(TrajectoryStore):
             raise type(exc)(f"{what} could not be committed: {exc}") from exc
 
     def remove_all(self, *, reason: str) -> None:  # noqa: D102
-        def build(now: Snapshot) -> Sequence[Action]:
-            ids = now.table.listed.trajectory_ids.tolist()
-            return [{"action": "remove", "ids": ids, "reason": reason}] if ids else []
-
-        self.log.commit(build, op=reason)
-
-
-def rows_since(listed: Stretch, version: int) -> Stretch:
-    """Return those of the rows of a log that came after a version."""
-    versions = listed.table.rows.column("version")
-    start = int(np.searchsorted(versions, version, side="right"))
-    return Stretch(
-        listed.table, min(max(listed.start, start), listed.stop), listed.stop
-    )
-
-
-def build_adds(
-    now: Snapshot, items: Sequence[NewTrajectory], *, since: int
-) -> list[Action]:
-    """Return the actions that add trajectories to a snapshot.
-
-    New ids go on from the highest so far; schemas that are not declared yet come
-    first. What is listed already, because an earlier try landed, is left out.
-
-    Args:
-        now: what stands.
-        items: the trajectories.
-        since: the version before they were tried first.
-    """
-    listed = set(rows_since(now.table.listed, since).uuids())
-    items = [item for item in items if item.row.uuid not in listed]
-    if not items:
-        return []
-    known = dict(now.schemas)
-    known.update({i.row.schema: i.encoded.header.schema for i in items})
-    actions: list[Action] = []
-    if len(known) > len(now.schemas):
-        actions.append(now.meta_action(schemas=known))
-    next_id = now.next_trajectory_id
-    for item in items:
-        next_id = max(next_id, item.row.trajectory_id)
-        row = dataclasses.replace(item.row, trajectory_id=next_id)
-        actions.append(row.to_action())
-        next_id += 1
-    return actions
-
-
-def listing_actions(added: Rows, storage: Storage) -> list[Action]:
-    """Return the actions that list rows as they are, ids included.
-
-    More than 1,000 go into segments, which are written first.
-    """
-    if len(added) > MAX_ADDS:
-        return [ref.to_action() for ref in write_segments(storage, added)]
-    return [added.row(position).to_action() for position in range(len(added))]
+        self.log.commit(lambda now: build_removal_of_all(now, reason), op=reason)

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from zarrbuf.curation.curation import remove_rows
 from zarrbuf.errors import InvalidInputError
+from zarrbuf.manifest.changes import remove_rows
 from zarrbuf.manifest.predicates import select_where
 from zarrbuf.manifest.rows import IntArray, Rows
 from zarrbuf.manifest.selection import parse_ids, select_ids
@@ -128,7 +128,7 @@ def _remove(
     store = open_log_store(buffer, storage_options, what=reason)
     rows = store.rows
     chosen = rows.take(choose(rows))
-    num_removed = remove_rows(store, chosen, reason=reason) if len(chosen) else 0
+    num_removed = remove_rows(store.log, chosen, reason=reason) if len(chosen) else 0
     own = chosen.column("base") == 0
     return Removal(
         path=store.url,

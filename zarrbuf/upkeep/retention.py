@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Final
 
 from zarrbuf.common.arguments import check_whole_number
-from zarrbuf.curation.curation import remove_rows
 from zarrbuf.errors import InvalidInputError, ZarrbufError
+from zarrbuf.manifest.changes import remove_rows
 from zarrbuf.stores.contract import TrajectoryStore
 from zarrbuf.stores.logged import LogStore
 from zarrbuf.upkeep.vacuum import vacuum_store
@@ -49,7 +49,7 @@ class Retention:
             num_old = len(listed) - self._keep_newest
             if num_old > max(1, self._keep_newest // _SLACK):
                 rows = listed.part(0, num_old).rows
-                remove_rows(self._store, rows, reason="retention")
+                remove_rows(self._store.log, rows, reason="retention")
             if time.monotonic() >= self._next_vacuum:
                 self._next_vacuum = time.monotonic() + _VACUUM_INTERVAL_S
                 vacuum_store(self._store, delete=True, grace_s=GRACE_S)

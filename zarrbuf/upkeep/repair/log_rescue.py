@@ -18,13 +18,13 @@ from zarrbuf.archive.spec import Schema
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import FormatError, StorageError
 from zarrbuf.manifest.actions import Action, SegmentRef
+from zarrbuf.manifest.changes import listing_actions
 from zarrbuf.manifest.commit_log import CommitLog
 from zarrbuf.manifest.layout import CHECKPOINT_DIR, CHECKPOINT_NAME
 from zarrbuf.manifest.log_checkpoints import read_segment, write_segments
 from zarrbuf.manifest.rows import Rows
 from zarrbuf.manifest.snapshot import Snapshot, schema_json
 from zarrbuf.storage.contract import Outcome, Storage
-from zarrbuf.stores.logged import listing_actions
 from zarrbuf.upkeep.repair.log_remains import Remains, without
 
 ASIDE_DIR: Final = "damaged"
