@@ -39,8 +39,7 @@ from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
 from zarrbuf.stores.contract import NewTrajectory, TrajectoryStore, known_name
-from zarrbuf.stores.opening import check_format, open_store
-from zarrbuf.stores.sources import location_of
+from zarrbuf.stores.opening import check_format, location_of, open_store
 from zarrbuf.stores.staging import Created, check_empty, check_outside
 from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.comparing import compare_trajectories

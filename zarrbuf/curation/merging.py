@@ -29,8 +29,8 @@ from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
 from zarrbuf.stores.contract import TrajectoryStore
 from zarrbuf.stores.logged import LogStore
+from zarrbuf.stores.opening import open_source
 from zarrbuf.stores.rlinf_folder import RlinfStore
-from zarrbuf.stores.sources import open_source
 from zarrbuf.stores.staging import check_empty, check_outside
 
 

@@ -28,8 +28,7 @@ from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
 from zarrbuf.stores.contract import known_name
 from zarrbuf.stores.logged import LogStore
-from zarrbuf.stores.opening import open_store
-from zarrbuf.stores.sources import location_of, open_log_store
+from zarrbuf.stores.opening import location_of, open_log_store, open_store
 from zarrbuf.stores.staging import Created, check_outside
 
 _AT_ONCE: Final = 8

@@ -1,14 +1,16 @@
-"""Which store lies at a path: seen from its files, or made there.
+"""Which store lies at a path, or is made there; what a caller may name as a buffer.
 
-Owns what may not be mixed in one folder. Knows no buffer.
+Owns what may not be mixed in one folder, and that an open buffer is saved before others
+look at what it saved. Knows no batch.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from zarrbuf.archive.zarr_json import CodecName
 from zarrbuf.errors import InvalidInputError, NotFoundError
@@ -22,8 +24,7 @@ from zarrbuf.rlinf.index import (
 )
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.local import LocalStorage
-from zarrbuf.storage.resolve import Location, open_storage
-from zarrbuf.stores.contract import TrajectoryStore
+from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
 from zarrbuf.stores.logged import LogStore
 from zarrbuf.stores.rlinf_folder import RlinfStore
 
@@ -31,6 +32,8 @@ _LOG: Final = logging.getLogger("zarrbuf")
 FORMATS: Final = ("zarr", *FILE_FORMATS)
 DEFAULT_FOLDER: Final = "logs"
 """Where buffers save to that are not told, below the working directory."""
+LastingStore = LogStore | RlinfStore
+"""A store that is there when the process has ended."""
 
 
 def check_format(name: str, value: str) -> str:
@@ -60,7 +63,7 @@ def default_path() -> str:
 
 def open_store(
     place: Location | Storage, *, version: int | None = None
-) -> TrajectoryStore:
+) -> LastingStore:
     """Open the buffer or RLinf folder at a path or on a storage, whichever it is.
 
     Args:
@@ -87,7 +90,7 @@ def open_store(
 
 def open_or_create_store(
     storage: Storage, *, trajectory_format: str, seed: int | None, codec: CodecName
-) -> TrajectoryStore:
+) -> LastingStore:
     """Open the store of a format on a storage, or make it there.
 
     Args:
@@ -151,3 +154,66 @@ def local_folder(storage: Storage) -> Path:
             "a local path"
         )
     return storage.root
+
+
+def location_of(source: Any) -> Location:
+    """Return where a buffer lies; what an open one has queued is saved first.
+
+    Raises:
+        InvalidInputError: if it is a buffer in memory.
+        StorageError: if saving failed.
+    """
+    if not hasattr(source, "flush"):
+        found: Location = source
+        return found
+    source.flush()
+    if source.url is None:
+        raise InvalidInputError(
+            "the buffer holds trajectories in memory or loaded from elsewhere; save it "
+            "by save_checkpoint, and name that path"
+        )
+    url: str = source.url
+    return url
+
+
+def open_source(
+    source: Any,
+    storage_options: StorageOptions | None,
+    allow_bases: Sequence[Location] = (),
+) -> LastingStore:
+    """Open the store of a buffer, or of a folder of RLinf's.
+
+    Raises:
+        InvalidInputError: if it is a buffer in memory.
+        NotFoundError: if there is none.
+    """
+    path = location_of(source)
+    return open_store(open_storage(path, storage_options, allow_bases=allow_bases))
+
+
+def open_log_store(
+    source: Any,
+    storage_options: StorageOptions | None,
+    *,
+    what: str,
+    allow_bases: Sequence[Location] = (),
+) -> LogStore:
+    """Open the store of a buffer of zarrbuf's.
+
+    Args:
+        source: path, URL or open buffer.
+        storage_options: for object stores.
+        what: what is done with it, for the message.
+        allow_bases: what its manifest may name besides what lies beside it.
+
+    Raises:
+        InvalidInputError: if it is a folder of RLinf's, or in memory.
+        NotFoundError: if there is none.
+    """
+    store = open_source(source, storage_options, allow_bases)
+    if not isinstance(store, LogStore):
+        raise InvalidInputError(
+            f"{store.url} holds {store.suffix} files of RLinf's, which {what} does not "
+            "change; convert it first (zarrbuf convert)"
+        )
+    return store

@@ -26,7 +26,7 @@ from zarrbuf.manifest.rows import Rows
 from zarrbuf.manifest.snapshot import Snapshot
 from zarrbuf.storage.resolve import StorageOptions
 from zarrbuf.stores.logged import LogStore
-from zarrbuf.stores.sources import open_log_store
+from zarrbuf.stores.opening import open_log_store
 
 
 class Chosen(Protocol):

@@ -13,7 +13,7 @@ from typing import Any, Final
 from zarrbuf.manifest.actions import Commit
 from zarrbuf.manifest.commit_log import open_log
 from zarrbuf.storage.resolve import StorageOptions, open_storage
-from zarrbuf.stores.sources import location_of
+from zarrbuf.stores.opening import location_of
 
 _MAX_TIME_MS: Final = 253_402_300_799_000
 """The end of the year 9999: a clock may say anything."""

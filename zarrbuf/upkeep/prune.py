@@ -19,7 +19,7 @@ from zarrbuf.manifest.predicates import select_where
 from zarrbuf.manifest.rows import IntArray, Rows
 from zarrbuf.manifest.selection import parse_ids, select_ids
 from zarrbuf.storage.resolve import StorageOptions
-from zarrbuf.stores.sources import open_log_store
+from zarrbuf.stores.opening import open_log_store
 
 
 @dataclass(frozen=True)

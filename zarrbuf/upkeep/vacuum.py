@@ -25,7 +25,7 @@ from zarrbuf.manifest.snapshot import Snapshot
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.resolve import StorageOptions
 from zarrbuf.stores.logged import LogStore
-from zarrbuf.stores.sources import open_log_store
+from zarrbuf.stores.opening import open_log_store
 
 GRACE_S: Final = 24 * 3600.0
 """Seconds that an archive is kept after the last list that had it was the newest."""

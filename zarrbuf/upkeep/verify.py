@@ -37,9 +37,8 @@ from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
 from zarrbuf.stores.contract import TrajectoryStore, known_name
 from zarrbuf.stores.logged import LogStore
-from zarrbuf.stores.opening import open_store
+from zarrbuf.stores.opening import location_of, open_store
 from zarrbuf.stores.rlinf_folder import RlinfStore
-from zarrbuf.stores.sources import location_of
 from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.encoding import describe_trajectory
 from zarrbuf.trajectory.trajectory import decode_trajectory

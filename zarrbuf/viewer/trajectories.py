@@ -18,8 +18,7 @@ from zarrbuf.manifest.rows import Rows
 from zarrbuf.storage.fetching import FetchCost
 from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
 from zarrbuf.stores.contract import TrajectoryStore, known_name
-from zarrbuf.stores.opening import open_store
-from zarrbuf.stores.sources import location_of
+from zarrbuf.stores.opening import location_of, open_store
 from zarrbuf.viewer.trajectory_reader import ChunkKey, PlaybackStats, Recording
 
 CHUNK_CACHE_BYTES: Final = 256 << 20

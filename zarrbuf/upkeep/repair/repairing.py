@@ -27,7 +27,7 @@ from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
 from zarrbuf.stores.logged import LogStore
-from zarrbuf.stores.sources import location_of
+from zarrbuf.stores.opening import location_of
 from zarrbuf.upkeep.repair.folder_rescue import (
     needs_writing,
     rescue_folder,
