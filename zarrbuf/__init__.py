@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zarrbuf.curation.convert import convert as convert
-    from zarrbuf.curation.merging import merge as merge
-    from zarrbuf.curation.merging import split as split
+    from zarrbuf.curation.merge_split import merge as merge
+    from zarrbuf.curation.merge_split import split as split
     from zarrbuf.curation.rewrite import export as export
     from zarrbuf.curation.rewrite import recompress as recompress
     from zarrbuf.replay.buffer import TrajectoryReplayBuffer as TrajectoryReplayBuffer
@@ -49,7 +49,7 @@ _ROOMS = {
     "export": "curation.rewrite",
     "export_clip": "viewer.export",
     "list_buffer": "stores.listing",
-    "merge": "curation.merging",
+    "merge": "curation.merge_split",
     "open_playback": "viewer.trajectories",
     "plot_step": "viewer.modes",
     "prune": "upkeep.prune",
@@ -59,7 +59,7 @@ _ROOMS = {
     "repair": "upkeep.repair.repairing",
     "replay_buffer_collate_fn": "training.datasets",
     "row_json": "stores.listing",
-    "split": "curation.merging",
+    "split": "curation.merge_split",
     "unpin": "stores.pins",
     "vacuum": "upkeep.vacuum",
     "verify": "upkeep.verify",

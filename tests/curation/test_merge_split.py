@@ -20,8 +20,8 @@ from support.s3 import S3
 
 import zarrbuf
 from zarrbuf import TrajectoryReplayBuffer
-from zarrbuf.curation import curation
-from zarrbuf.curation.merging import merge, split
+from zarrbuf.curation import of_buffers as curation
+from zarrbuf.curation.merge_split import merge, split
 from zarrbuf.errors import (
     ConflictError,
     FormatError,

@@ -17,7 +17,7 @@ from zarrbuf.common.arguments import check_whole_number
 from zarrbuf.common.jobs import Progress, run_jobs
 from zarrbuf.common.thread_pool import default_num_threads
 from zarrbuf.curation.convert import Conversion, Converter
-from zarrbuf.curation.curation import read_archive
+from zarrbuf.curation.of_buffers import read_archive
 from zarrbuf.errors import ConflictError, InvalidInputError
 from zarrbuf.manifest.actions import Action
 from zarrbuf.manifest.changes import listing_actions

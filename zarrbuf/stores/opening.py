@@ -156,6 +156,11 @@ def local_folder(storage: Storage) -> Path:
     return storage.root
 
 
+def is_buffer(source: Any) -> bool:
+    """Whether a caller named an open buffer, not a place."""
+    return hasattr(source, "flush")
+
+
 def location_of(source: Any) -> Location:
     """Return where a buffer lies; what an open one has queued is saved first.
 
@@ -163,7 +168,7 @@ def location_of(source: Any) -> Location:
         InvalidInputError: if it is a buffer in memory.
         StorageError: if saving failed.
     """
-    if not hasattr(source, "flush"):
+    if not is_buffer(source):
         found: Location = source
         return found
     source.flush()

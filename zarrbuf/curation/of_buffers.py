@@ -1,31 +1,30 @@
-"""New buffers out of old ones: merged, split. A list of names, and bytes only if asked.
+"""Buffers of zarrbuf's, merged and split: a list of names, and bytes only if asked.
 
 Owns the order of the steps: everything is checked, then the sources are pinned, then
-one commit makes the destination. Folders of RLinf's are the business of
-`folder_curation`.
+one commit makes the destination.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 
 from zarrbuf.archive.chunks import crc32c
 from zarrbuf.archive.spec import Schema
 from zarrbuf.common.jobs import Progress, run_jobs
+from zarrbuf.curation.backend import Backend, Curation, Mode
 from zarrbuf.errors import (
     FormatError,
-    InvalidInputError,
     NotFoundError,
     StorageError,
     ZarrbufError,
 )
+from zarrbuf.manifest.actions import Action
 from zarrbuf.manifest.changes import listing_actions, remove_rows
 from zarrbuf.manifest.layout import TRAJECTORY_DIR, commit_path
 from zarrbuf.manifest.other_buffers import Base, make_base
@@ -39,8 +38,6 @@ from zarrbuf.stores.logged import LogStore
 from zarrbuf.stores.pins import pinned
 from zarrbuf.stores.staging import Created, check_empty
 
-Mode = Literal["reference", "hardlink", "copy", "move"]
-MODES: Final[tuple[Mode, ...]] = ("reference", "hardlink", "copy", "move")
 _AT_ONCE: Final = 8
 """Archives that are copied at once."""
 
@@ -67,45 +64,6 @@ class Part:
         return cls(store, snapshot, rows if positions is None else rows.take(positions))
 
 
-@dataclass(frozen=True)
-class Curation:
-    """What a merge or a split made.
-
-    Attributes:
-        destination: where the new buffer lies.
-        sources: what it was made from.
-        mode: how it has the trajectories.
-        num_trajectories: trajectories in it.
-        total_samples: samples in them.
-        num_bytes: bytes of their archives.
-        bytes_copied: bytes of archives that were copied.
-    """
-
-    destination: str
-    sources: tuple[str, ...]
-    mode: str
-    num_trajectories: int
-    total_samples: int
-    num_bytes: int
-    bytes_copied: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        return dataclasses.asdict(self)
-
-
-def check_mode(mode: str) -> Mode:
-    """Return `mode` if there is such a one.
-
-    Raises:
-        InvalidInputError: otherwise.
-    """
-    for known in MODES:
-        if mode == known:
-            return known
-    raise InvalidInputError(f"mode is {mode!r}; allowed are {', '.join(MODES)}")
-
-
 def check_schemas(parts: Sequence[Part]) -> dict[str, Schema]:
     """Check that a field is the same in all sources, and return their schemas.
 
@@ -123,80 +81,81 @@ def check_schemas(parts: Sequence[Part]) -> dict[str, Schema]:
     return schemas
 
 
-def make_buffer(
-    parts: Sequence[Part],
-    destination: Storage,
-    *,
-    mode: Mode,
-    op: str,
-    pin: bool = True,
-    progress: Progress | None = None,
-) -> Curation:
-    """Make a buffer of rows of others, ids given anew from 0.
+class Buffers(Backend):
+    """Rows of buffers of zarrbuf's: named where they are, linked or copied."""
 
-    Args:
-        parts: the rows; they are interleaved by id, then by part.
-        destination: where nothing is yet.
-        mode: "reference" names the archives where they are; "hardlink" and "copy" make
-            the buffer independent of the sources; "move" also takes the rows off the
-            lists of the sources, and deletes nothing.
-        op: what is done, for people who read the log.
-        pin: have the sources keep what is referenced.
-        progress: told of archives brought.
+    def __init__(self, parts: Sequence[Part]) -> None:
+        """Bring `parts`, interleaved by id, then by part."""
+        self._parts = parts
 
-    Raises:
-        InvalidInputError: if the destination is not empty, fields differ, or stores
-            cannot name each other.
-        UntrustedBaseError: if whoever opens the destination would not be let to a
-            source.
-        ConflictError: if a row was taken off the list of its source meanwhile.
-        StorageError: if a storage failed. Nothing is listed at the destination then,
-            and the same call goes on with what was copied.
-    """
-    uuid = check_empty(destination)
-    schemas = check_schemas(parts)
-    rows = Rows.concat([part.rows for part in parts])
-    bytes_copied = 0
-    with ExitStack() as undo:
-        if mode == "reference":
-            bases, numbers = reference_bases(parts, destination)
-            if pin:
-                by = f"{uuid} {destination.url}"
-                absent = functools.partial(_is_absent, destination)
-                undo.enter_context(pinned(parts, by=by, is_absent=absent))
-        else:
-            bases, numbers = [], np.zeros(len(rows), np.int64)
-            bytes_copied = bring_archives(
-                parts, destination, mode=mode, progress=progress
+    @property
+    def roots(self) -> Sequence[Storage]:  # noqa: D102
+        return [part.store.storage for part in self._parts]
+
+    def resolve_mode(self, mode: Mode | None) -> Mode:  # noqa: D102
+        return mode or "reference"
+
+    def make(  # noqa: D102
+        self,
+        destination: Storage,
+        *,
+        mode: Mode,
+        op: str,
+        pin: bool,
+        progress: Progress | None,
+    ) -> Curation:
+        parts = self._parts
+        uuid = check_empty(destination)
+        schemas = check_schemas(parts)
+        rows = Rows.concat([part.rows for part in parts])
+        bytes_copied = 0
+        with ExitStack() as undo:
+            if mode == "reference":
+                bases, numbers = reference_bases(parts, destination)
+                if pin:
+                    by = f"{uuid} {destination.url}"
+                    absent = functools.partial(_is_absent, destination)
+                    undo.enter_context(pinned(parts, by=by, is_absent=absent))
+            else:
+                bases, numbers = [], np.zeros(len(rows), np.int64)
+                bytes_copied = bring_archives(
+                    parts, destination, mode=mode, progress=progress
+                )
+            order = interleave([part.rows for part in parts])
+            rows = with_columns(
+                rows.take(order),
+                base=numbers[order],
+                trajectory_id=np.arange(len(order)),
             )
-        order = interleave([part.rows for part in parts])
-        rows = with_columns(
-            rows.take(order), base=numbers[order], trajectory_id=np.arange(len(order))
+            meta = Snapshot(0, "").meta_action(
+                schemas=schemas, bases=bases, config=parts[0].snapshot.config
+            )
+            _commit(destination, rows, meta, op=op, uuid=uuid)
+        if mode == "move":
+            for part in parts:
+                _take_off(part, destination)
+        return Curation(
+            destination=destination.url,
+            sources=tuple(dict.fromkeys(part.store.storage.url for part in parts)),
+            mode=mode,
+            num_trajectories=len(rows),
+            total_samples=rows.total_samples,
+            num_bytes=int(rows.column("size").sum()),
+            bytes_copied=bytes_copied,
         )
-        created = Created(destination)
-        try:
-            actions = [
-                Snapshot(0, "").meta_action(
-                    schemas=schemas, bases=bases, config=parts[0].snapshot.config
-                ),
-                *listing_actions(rows, destination),
-            ]
-            created.commit(actions, op=op, uuid=uuid)
-        except BaseException:
-            created.take_away()
-            raise
-    if mode == "move":
-        for part in parts:
-            _take_off(part, destination)
-    return Curation(
-        destination=destination.url,
-        sources=tuple(dict.fromkeys(part.store.storage.url for part in parts)),
-        mode=mode,
-        num_trajectories=len(rows),
-        total_samples=rows.total_samples,
-        num_bytes=int(rows.column("size").sum()),
-        bytes_copied=bytes_copied,
-    )
+
+
+def _commit(
+    destination: Storage, rows: Rows, meta: Action, *, op: str, uuid: str
+) -> None:
+    """Make a buffer by the commit that lists rows; nothing is left if it fails."""
+    created = Created(destination)
+    try:
+        actions = [meta, *listing_actions(rows, destination)]
+        created.commit(actions, op=op, uuid=uuid)
+    except BaseException:
+        created.take_away()
+        raise
 
 
 def _is_absent(destination: Storage) -> bool:

@@ -1,4 +1,4 @@
-"""Folders of RLinf's out of others: files under new ids, an index that RLinf loads.
+"""Folders of RLinf's, merged and split: files under new ids, an index RLinf loads.
 
 Files are copied or moved, never shared: RLinf overwrites them in place. The index comes
 last, so that a folder is there whole or not at all.
@@ -7,7 +7,7 @@ last, so that a folder is there whole or not at all.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from zarrbuf.archive.spec import Schema
 from zarrbuf.common.jobs import Progress
 from zarrbuf.common.uuids import new_uuid
+from zarrbuf.curation.backend import Backend, Curation, Mode
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.manifest.layout import DIRECTORIES
 from zarrbuf.manifest.rows import IntArray, Row, Rows
@@ -41,65 +42,93 @@ class FolderPart:
     Attributes:
         store: the folder.
         rows: theirs.
+        is_open: whether a buffer has it open, and writes its index.
     """
 
     store: RlinfStore
     rows: Rows
+    is_open: bool
 
     @classmethod
-    def of(cls, store: RlinfStore, positions: IntArray | None = None) -> FolderPart:
+    def of(
+        cls, store: RlinfStore, positions: IntArray | None, *, is_open: bool
+    ) -> FolderPart:
         """Choose trajectories by their positions in the list; None for all."""
         rows = store.rows
-        return cls(store, rows if positions is None else rows.take(positions))
+        chosen = rows if positions is None else rows.take(positions)
+        return cls(store, chosen, is_open)
 
 
-def make_folder(
-    parts: Sequence[FolderPart],
-    destination: Storage,
-    *,
-    is_move: bool,
-    progress: Progress | None,
-) -> tuple[Rows, int]:
-    """Make a folder of trajectories of others, ids given anew from 0.
+class Folders(Backend):
+    """Trajectories of folders of RLinf's: files, copied or moved."""
 
-    Args:
-        parts: the trajectories; they are interleaved by id, then by part.
-        destination: a local directory where nothing is yet.
-        is_move: take them from their folders, once the destination is whole.
-        progress: told of files brought.
+    def __init__(self, parts: Sequence[FolderPart]) -> None:
+        """Bring `parts`, interleaved by id, then by part."""
+        self._parts = parts
 
-    Returns:
-        The rows of the destination, and the bytes copied.
+    @property
+    def roots(self) -> Sequence[Storage]:  # noqa: D102
+        return [LocalStorage(part.store.folder) for part in self._parts]
 
-    Raises:
-        InvalidInputError: if the destination is not local or not empty, or fields
-            differ; the first file of each folder is read for that.
-        NotFoundError: if a file is missing; nothing is left at the destination.
-        FormatError: if the first file of a folder is damaged.
-        StorageError: if the storage failed; nothing is left at the destination.
-    """
-    if not isinstance(destination, LocalStorage):
-        raise InvalidInputError(
-            f"destination {destination.url!r} is not allowed for pt and pkl files; "
-            "they need a local path"
+    @property
+    def new_files(self) -> Collection[str]:  # noqa: D102
+        return set(new_names(self._parts))
+
+    def resolve_mode(self, mode: Mode | None) -> Mode:  # noqa: D102
+        if mode not in (None, "copy", "move"):
+            raise InvalidInputError(
+                f"mode {mode} is not for {self._parts[0].store.suffix} files, which "
+                "are overwritten in place; allowed are copy and move"
+            )
+        opened = [part.store.url for part in self._parts if part.is_open]
+        if mode == "move" and opened:
+            raise InvalidInputError(
+                f"{opened[0]} is open in a buffer, which writes its index and would "
+                "list files still that are gone; close it first"
+            )
+        return mode or "copy"
+
+    def make(  # noqa: D102
+        self,
+        destination: Storage,
+        *,
+        mode: Mode,
+        op: str,
+        pin: bool,
+        progress: Progress | None,
+    ) -> Curation:
+        parts = self._parts
+        if not isinstance(destination, LocalStorage):
+            raise InvalidInputError(
+                f"destination {destination.url!r} is not allowed for pt and pkl files; "
+                "they need a local path"
+            )
+        check_empty(destination, files=self.new_files)
+        _check_fields(parts)
+        created = Created(destination)
+        try:
+            index = _write_files(parts, created, progress)
+            metadata, entries = encode_index(index)
+            created.check_reused()
+            created.create(INDEX_NAME, entries)
+            created.create(METADATA_NAME, metadata)
+            destination.delete_empty_directories(DIRECTORIES, keep_root=True)
+        except BaseException:
+            created.take_away()
+            raise
+        if mode == "move":
+            for part in parts:
+                part.store.remove(part.rows.trajectory_ids.tolist())
+        rows = Rows.of(index.rows)
+        return Curation(
+            destination=destination.url,
+            sources=tuple(dict.fromkeys(str(part.store.folder) for part in parts)),
+            mode=mode,
+            num_trajectories=len(rows),
+            total_samples=rows.total_samples,
+            num_bytes=int(rows.column("size").sum()),
+            bytes_copied=created.num_bytes,
         )
-    check_empty(destination, files=set(new_names(parts)))
-    _check_fields(parts)
-    created = Created(destination)
-    try:
-        index = _write_files(parts, created, progress)
-        metadata, entries = encode_index(index)
-        created.check_reused()
-        created.create(INDEX_NAME, entries)
-        created.create(METADATA_NAME, metadata)
-        destination.delete_empty_directories(DIRECTORIES, keep_root=True)
-    except BaseException:
-        created.take_away()
-        raise
-    if is_move:
-        for part in parts:
-            part.store.remove(part.rows.trajectory_ids.tolist())
-    return Rows.of(index.rows), created.num_bytes
 
 
 def new_names(parts: Sequence[FolderPart]) -> list[str]:

@@ -13,8 +13,9 @@ import numpy as np
 
 from zarrbuf.common.arguments import check_whole_number
 from zarrbuf.common.jobs import Progress
-from zarrbuf.curation.curation import Curation, Mode, Part, check_mode, make_buffer
-from zarrbuf.curation.folder_curation import FolderPart, make_folder, new_names
+from zarrbuf.curation.backend import Backend, Curation, check_mode
+from zarrbuf.curation.of_buffers import Buffers, Part
+from zarrbuf.curation.of_folders import FolderPart, Folders
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.manifest.predicates import select_where
 from zarrbuf.manifest.rows import IntArray
@@ -25,13 +26,10 @@ from zarrbuf.manifest.selection import (
     select_ids,
 )
 from zarrbuf.storage.contract import Storage
-from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
 from zarrbuf.stores.contract import TrajectoryStore
 from zarrbuf.stores.logged import LogStore
-from zarrbuf.stores.opening import open_source
-from zarrbuf.stores.rlinf_folder import RlinfStore
-from zarrbuf.stores.staging import check_empty, check_outside
+from zarrbuf.stores.opening import LastingStore, is_buffer, open_source
 
 
 def merge(
@@ -70,22 +68,16 @@ def merge(
     """
     if not isinstance(sources, Sequence) or isinstance(sources, str) or not sources:
         raise InvalidInputError(f"sources are {sources!r:.80}; a list is needed")
-    known_mode = None if mode is None else check_mode(mode)
+    asked_mode = check_mode(mode)
     target = open_storage(destination, storage_options, allow_bases=allow_bases)
     stores = [open_source(one, storage_options, allow_bases) for one in sources]
-    for one, store in zip(sources, stores, strict=True):
-        _check_movable(one, store, known_mode)
     _check_distinct(stores)
-    parts = _parts(stores, [None] * len(stores))
-    _check_destination(parts, target)
-    return _make(
-        parts,
-        target,
-        mode=known_mode,
-        op="merge",
-        pin=pin,
-        progress=progress,
+    backend = _choose(
+        stores, [None] * len(stores), is_open=[is_buffer(one) for one in sources]
     )
+    known_mode = backend.resolve_mode(asked_mode)
+    backend.check_destination(target)
+    return backend.make(target, mode=known_mode, op="merge", pin=pin, progress=progress)
 
 
 def split(
@@ -126,13 +118,12 @@ def split(
     """
     if isinstance(destinations, str | os.PathLike):
         destinations = [destinations]
-    known_mode = None if mode is None else check_mode(mode)
+    asked_mode = check_mode(mode)
     targets = [
         open_storage(one, storage_options, allow_bases=allow_bases)
         for one in destinations
     ]
     store = open_source(source, storage_options, allow_bases)
-    _check_movable(source, store, known_mode)
     given = {"count": count, "fractions": fractions, "ids": ids, "where": where}
     selected = _select(store, given, seed=seed)
     if len(targets) != len(selected):
@@ -140,12 +131,16 @@ def split(
             f"{len(targets)} destinations are named for {len(selected)} parts"
         )
     _check_targets(targets)
-    parts = [_parts([store], [positions]) for positions in selected]
-    for part, target in zip(parts, targets, strict=True):
-        _check_destination(part, target)
+    backends = [
+        _choose([store], [positions], is_open=[is_buffer(source)])
+        for positions in selected
+    ]
+    known_mode = backends[0].resolve_mode(asked_mode)
+    for backend, target in zip(backends, targets, strict=True):
+        backend.check_destination(target)
     return [
-        _make(part, target, mode=known_mode, op="split", pin=pin, progress=progress)
-        for part, target in zip(parts, targets, strict=True)
+        backend.make(target, mode=known_mode, op="split", pin=pin, progress=progress)
+        for backend, target in zip(backends, targets, strict=True)
     ]
 
 
@@ -177,10 +172,18 @@ def _select(
     return [positions]
 
 
-def _parts(
-    stores: Sequence[TrajectoryStore], chosen: Sequence[IntArray | None]
-) -> list[Part] | list[FolderPart]:
-    """Freeze what was chosen, all of one format, before anything changes a list.
+def _choose(
+    stores: Sequence[LastingStore],
+    chosen: Sequence[IntArray | None],
+    *,
+    is_open: Sequence[bool],
+) -> Backend:
+    """Freeze what was chosen, all of one kind, before anything changes a list.
+
+    Args:
+        stores: the sources.
+        chosen: positions in their lists; None for all.
+        is_open: whether a buffer that is in use has the store open.
 
     Raises:
         InvalidInputError: if the stores are of several formats.
@@ -191,66 +194,14 @@ def _parts(
             f"the sources are of several formats ({', '.join(formats)}); convert them "
             "to one first (zarrbuf convert)"
         )
-    pairs = list(zip(stores, chosen, strict=True))
-    if formats == ["zarr"]:
-        return [Part.of(one, n) for one, n in pairs if isinstance(one, LogStore)]
-    return [FolderPart.of(one, n) for one, n in pairs if isinstance(one, RlinfStore)]
-
-
-def _check_destination(
-    parts: Sequence[Part] | Sequence[FolderPart], target: Storage
-) -> None:
-    """Refuse a destination that is not empty, or lies in a source."""
-    files: set[str] = set()
-    for part in parts:
-        if isinstance(part, Part):
-            check_outside(target, part.store.storage)
+    buffers: list[Part] = []
+    folders: list[FolderPart] = []
+    for store, positions, used in zip(stores, chosen, is_open, strict=True):
+        if isinstance(store, LogStore):
+            buffers.append(Part.of(store, positions))
         else:
-            check_outside(target, LocalStorage(part.store.folder))
-    if all(isinstance(part, FolderPart) for part in parts):
-        folders = [part for part in parts if isinstance(part, FolderPart)]
-        files = set(new_names(folders))
-    check_empty(target, files=files)
-
-
-def _make(
-    parts: Sequence[Part] | Sequence[FolderPart],
-    target: Storage,
-    *,
-    mode: Mode | None,
-    op: str,
-    pin: bool,
-    progress: Progress | None,
-) -> Curation:
-    """Make a buffer or a folder of what was chosen."""
-    archives = [part for part in parts if isinstance(part, Part)]
-    files = [part for part in parts if isinstance(part, FolderPart)]
-    if archives:
-        return make_buffer(
-            archives,
-            target,
-            mode=mode or "reference",
-            op=op,
-            pin=pin,
-            progress=progress,
-        )
-    if mode not in (None, "copy", "move"):
-        raise InvalidInputError(
-            f"mode {mode} is not for {files[0].store.suffix} files, which are "
-            "overwritten in place; allowed are copy and move"
-        )
-    rows, num_copied = make_folder(
-        files, target, is_move=mode == "move", progress=progress
-    )
-    return Curation(
-        destination=target.url,
-        sources=tuple(dict.fromkeys(str(part.store.folder) for part in files)),
-        mode=mode or "copy",
-        num_trajectories=len(rows),
-        total_samples=rows.total_samples,
-        num_bytes=int(rows.column("size").sum()),
-        bytes_copied=num_copied,
-    )
+            folders.append(FolderPart.of(store, positions, is_open=used))
+    return Buffers(buffers) if buffers else Folders(folders)
 
 
 def _check_kind(name: str, value: Any) -> None:
@@ -265,14 +216,6 @@ def _check_kind(name: str, value: Any) -> None:
     }
     if not is_right[name]:
         raise InvalidInputError(f"{name} is {value!r:.80}, which is not allowed")
-
-
-def _check_movable(source: Any, store: TrajectoryStore, mode: Mode | None) -> None:
-    """Refuse to take files from an open buffer, whose index would list them still."""
-    if hasattr(source, "flush") and isinstance(store, RlinfStore) and mode == "move":
-        raise InvalidInputError(
-            f"{store.url} is open in a buffer, which writes its index; close it first"
-        )
 
 
 def _check_distinct(stores: Sequence[TrajectoryStore]) -> None:
