@@ -45,7 +45,7 @@ def later(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def archives(path: Any) -> set[str]:
     storage = open_storage(path)
-    return set(vacuuming._list_archives(storage))
+    return set(vacuuming.list_archives(storage))
 
 
 def test_what_was_removed_goes_after_the_grace(tmp_path: Path, later: Any) -> None:

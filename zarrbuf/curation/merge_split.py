@@ -14,7 +14,7 @@ import numpy as np
 from zarrbuf.common.arguments import check_whole_number
 from zarrbuf.common.jobs import Progress
 from zarrbuf.curation.backend import Backend, Curation, check_mode
-from zarrbuf.curation.of_buffers import Buffers, Part
+from zarrbuf.curation.of_buffers import Buffers
 from zarrbuf.curation.of_folders import FolderPart, Folders
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.manifest.predicates import select_where
@@ -28,7 +28,7 @@ from zarrbuf.manifest.selection import (
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
 from zarrbuf.stores.contract import TrajectoryStore
-from zarrbuf.stores.logged import LogStore
+from zarrbuf.stores.logged import ChosenRows, LogStore
 from zarrbuf.stores.opening import LastingStore, is_buffer, open_source
 
 
@@ -194,11 +194,11 @@ def _choose(
             f"the sources are of several formats ({', '.join(formats)}); convert them "
             "to one first (zarrbuf convert)"
         )
-    buffers: list[Part] = []
+    buffers: list[ChosenRows] = []
     folders: list[FolderPart] = []
     for store, positions, used in zip(stores, chosen, is_open, strict=True):
         if isinstance(store, LogStore):
-            buffers.append(Part.of(store, positions))
+            buffers.append(ChosenRows.of(store, positions))
         else:
             folders.append(FolderPart.of(store, positions, is_open=used))
     return Buffers(buffers) if buffers else Folders(folders)

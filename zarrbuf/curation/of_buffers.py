@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -34,7 +33,7 @@ from zarrbuf.manifest.snapshot import Snapshot
 from zarrbuf.sampling.window import check_same_fields
 from zarrbuf.storage.contract import Storage
 from zarrbuf.stores.contract import known_name
-from zarrbuf.stores.logged import LogStore
+from zarrbuf.stores.logged import ChosenRows, LogStore
 from zarrbuf.stores.pins import pinned
 from zarrbuf.stores.staging import Created, check_empty
 
@@ -42,29 +41,7 @@ _AT_ONCE: Final = 8
 """Archives that are copied at once."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """Rows of one buffer that shall stand in another one.
-
-    Attributes:
-        store: the buffer.
-        snapshot: what it listed when the rows were chosen.
-        rows: the rows.
-    """
-
-    store: LogStore
-    snapshot: Snapshot
-    rows: Rows
-
-    @classmethod
-    def of(cls, store: LogStore, positions: IntArray | None = None) -> Part:
-        """Choose rows of a buffer by their positions in its list; None for all."""
-        snapshot = store.log.snapshot
-        rows = snapshot.rows
-        return cls(store, snapshot, rows if positions is None else rows.take(positions))
-
-
-def check_schemas(parts: Sequence[Part]) -> dict[str, Schema]:
+def check_schemas(parts: Sequence[ChosenRows]) -> dict[str, Schema]:
     """Check that a field is the same in all sources, and return their schemas.
 
     Raises:
@@ -84,7 +61,7 @@ def check_schemas(parts: Sequence[Part]) -> dict[str, Schema]:
 class Buffers(Backend):
     """Rows of buffers of zarrbuf's: named where they are, linked or copied."""
 
-    def __init__(self, parts: Sequence[Part]) -> None:
+    def __init__(self, parts: Sequence[ChosenRows]) -> None:
         """Bring `parts`, interleaved by id, then by part."""
         self._parts = parts
 
@@ -166,7 +143,7 @@ def _is_absent(destination: Storage) -> bool:
         return False
 
 
-def _take_off(part: Part, destination: Storage) -> None:
+def _take_off(part: ChosenRows, destination: Storage) -> None:
     try:
         remove_rows(part.store.log, part.rows, reason="move")
     except ZarrbufError as exc:
@@ -185,7 +162,7 @@ def with_columns(rows: Rows, **columns: Any) -> Rows:
 
 
 def reference_bases(
-    parts: Sequence[Part], destination: Storage
+    parts: Sequence[ChosenRows], destination: Storage
 ) -> tuple[list[Base], IntArray]:
     """Return the bases of a buffer that names rows where they are, and the rows' base.
 
@@ -216,7 +193,7 @@ def reference_bases(
 
 
 def bring_archives(
-    parts: Sequence[Part],
+    parts: Sequence[ChosenRows],
     destination: Storage,
     *,
     mode: Mode,
@@ -236,7 +213,7 @@ def bring_archives(
     """
     is_fresh = not destination.list_names(TRAJECTORY_DIR)
 
-    def bring(job: tuple[Part, int]) -> int:
+    def bring(job: tuple[ChosenRows, int]) -> int:
         part, position = job
         row = part.rows.row(position)
         return _bring(row, part.store, destination, mode=mode, is_fresh=is_fresh)

@@ -47,3 +47,8 @@ def segment_path() -> str:
 def trajectory_path(uuid: str) -> str:
     """Return the path of the trajectory `uuid` (32 hex digits) below the root."""
     return f"{TRAJECTORY_DIR}/{uuid[:2]}/{uuid}.zarr.zip"
+
+
+def uuid_of_path(path: str) -> str:
+    """Return the uuid of the trajectory at a path, see `trajectory_path`."""
+    return path.rpartition("/")[2].partition(".")[0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from zarrbuf.archive.spec import Schema
@@ -22,9 +23,10 @@ from zarrbuf.errors import (
 from zarrbuf.manifest.actions import MAX_ADDS, Action
 from zarrbuf.manifest.changes import build_adds, build_removal_of_all
 from zarrbuf.manifest.commit_log import CommitLog, open_log, open_or_create_log
+from zarrbuf.manifest.layout import TRAJECTORY_DIR, TRAJECTORY_PATH
 from zarrbuf.manifest.other_buffers import Bases
 from zarrbuf.manifest.row_table import Stretch
-from zarrbuf.manifest.rows import Row
+from zarrbuf.manifest.rows import IntArray, Row, Rows
 from zarrbuf.manifest.snapshot import Snapshot, schema_id
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.fetching import FetchCost, RemoteObject, fetch_in_steps
@@ -55,6 +57,24 @@ def check_row(row: Row, archive: TrajectoryArchive) -> None:
                 f"{archive.name}: {name} is {found!r:.80} in the archive and "
                 f"{expected!r:.80} in the manifest"
             )
+
+
+def list_archives(storage: Storage) -> dict[str, int]:
+    """Return all archives below a root, listed or not: path -> ms since 1970.
+
+    The times are those of writing. Files of other names are nobody's business.
+    """
+    directories = [
+        f"{TRAJECTORY_DIR}/{name}"
+        for name in storage.list_names(TRAJECTORY_DIR)
+        if len(name) == 2
+    ]
+    found = storage.list_times(directories)
+    return {
+        path: written
+        for path, written in found.items()
+        if TRAJECTORY_PATH.fullmatch(path)
+    }
 
 
 class LogStore(TrajectoryStore):
@@ -220,3 +240,25 @@ class LogStore(TrajectoryStore):
 
     def remove_all(self, *, reason: str) -> None:  # noqa: D102
         self.log.commit(lambda now: build_removal_of_all(now, reason), op=reason)
+
+
+@dataclass(frozen=True)
+class ChosenRows:
+    """Rows of one buffer, chosen from what it listed at one time.
+
+    Attributes:
+        store: the buffer.
+        snapshot: what it listed.
+        rows: the rows.
+    """
+
+    store: LogStore
+    snapshot: Snapshot
+    rows: Rows
+
+    @classmethod
+    def of(cls, store: LogStore, positions: IntArray | None = None) -> ChosenRows:
+        """Choose rows by their positions in the list; None for all."""
+        snapshot = store.log.snapshot
+        rows = snapshot.rows
+        return cls(store, snapshot, rows if positions is None else rows.take(positions))

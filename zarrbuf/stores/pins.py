@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -25,32 +25,13 @@ from zarrbuf.manifest.commit_log import CommitLog, open_log
 from zarrbuf.manifest.rows import Rows
 from zarrbuf.manifest.snapshot import Snapshot
 from zarrbuf.storage.resolve import StorageOptions
-from zarrbuf.stores.logged import LogStore
+from zarrbuf.stores.logged import ChosenRows
 from zarrbuf.stores.opening import open_log_store
-
-
-class Chosen(Protocol):
-    """Rows of a buffer, chosen from what it listed at one time."""
-
-    @property
-    def store(self) -> LogStore:
-        """The buffer."""
-        ...
-
-    @property
-    def snapshot(self) -> Snapshot:
-        """What it listed."""
-        ...
-
-    @property
-    def rows(self) -> Rows:
-        """The rows."""
-        ...
 
 
 @contextmanager
 def pinned(
-    parts: Sequence[Chosen], *, by: str, is_absent: Callable[[], bool]
+    parts: Sequence[ChosenRows], *, by: str, is_absent: Callable[[], bool]
 ) -> Iterator[None]:
     """Have the buffers that own some rows keep them; not if the block fails.
 
@@ -85,7 +66,7 @@ def pinned(
         raise
 
 
-def _owner(part: Chosen, number: int) -> tuple[CommitLog, list[int], bool]:
+def _owner(part: ChosenRows, number: int) -> tuple[CommitLog, list[int], bool]:
     """Return the log of the owner of a base, the versions to pin, if they are already.
 
     What a buffer that is merged again names, its owner keeps for it.

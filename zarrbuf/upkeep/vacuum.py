@@ -19,12 +19,12 @@ from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.manifest.actions import Action
 from zarrbuf.manifest.commit_log import open_log
-from zarrbuf.manifest.layout import TRAJECTORY_DIR, TRAJECTORY_PATH, trajectory_path
+from zarrbuf.manifest.layout import uuid_of_path
 from zarrbuf.manifest.rows import Rows
 from zarrbuf.manifest.snapshot import Snapshot
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.resolve import StorageOptions
-from zarrbuf.stores.logged import LogStore
+from zarrbuf.stores.logged import LogStore, list_archives
 from zarrbuf.stores.opening import open_log_store
 
 GRACE_S: Final = 24 * 3600.0
@@ -114,7 +114,7 @@ def vacuum_store(
     storage, log = store.storage, store.log
     log.refresh()
     cutoff_ms = int((time.time() - grace_s) * 1000)
-    archives = _list_archives(storage)
+    archives = list_archives(storage)
     found = _find(log.snapshot, storage, archives, cutoff_ms)
     names = list(found.free)
     if delete:
@@ -135,7 +135,7 @@ def _delete(store: LogStore, wanted: Sequence[str], cutoff_ms: int) -> list[str]
     def announce(now: Snapshot) -> list[Action]:
         # Somebody may have pinned or listed one meanwhile.
         kept = _kept_uuids(now, storage, cutoff_ms)
-        announced[:] = [name for name in wanted if _uuid_of(name) not in kept]
+        announced[:] = [name for name in wanted if uuid_of_path(name) not in kept]
         return [_action("vacuum", intent, announced)] if announced else []
 
     store.log.commit(announce, op="vacuum")
@@ -153,34 +153,15 @@ def _action(kind: str, intent: str, paths: Sequence[str]) -> Action:
     return {"action": kind, "intent": intent, "paths": list(paths)}
 
 
-def _list_archives(storage: Storage) -> dict[str, int]:
-    """Return the archives below the root, and when each was written."""
-    directories = [
-        f"{TRAJECTORY_DIR}/{name}"
-        for name in storage.list_names(TRAJECTORY_DIR)
-        if len(name) == 2
-    ]
-    found = storage.list_times(directories)
-    return {
-        name: written
-        for name, written in found.items()
-        if TRAJECTORY_PATH.fullmatch(name) and name == trajectory_path(_uuid_of(name))
-    }
-
-
-def _uuid_of(name: str) -> str:
-    return name.rpartition("/")[2].partition(".")[0]
-
-
 def _find(
     snapshot: Snapshot, storage: Storage, archives: dict[str, int], cutoff_ms: int
 ) -> _Found:
     listed = _own_uuids(snapshot.rows)
-    off_list = [name for name in archives if _uuid_of(name) not in listed]
+    off_list = [name for name in archives if uuid_of_path(name) not in listed]
     young = {name for name in off_list if archives[name] >= cutoff_ms}
     old = [name for name in off_list if name not in young]
     kept = _kept_uuids(snapshot, storage, cutoff_ms) if old else set()
-    free = tuple(sorted(name for name in old if _uuid_of(name) not in kept))
+    free = tuple(sorted(name for name in old if uuid_of_path(name) not in kept))
     return _Found(free, len(young), len(old) - len(free))
 
 

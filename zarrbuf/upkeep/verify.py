@@ -7,13 +7,13 @@ row. Goes on after a fault, so that one run names all of them.
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from zarrbuf.archive.chunks import crc32c
 from zarrbuf.archive.spec import Schema
+from zarrbuf.common.jobs import Progress
 from zarrbuf.errors import (
     FormatError,
     InvalidInputError,
@@ -25,8 +25,6 @@ from zarrbuf.errors import (
 from zarrbuf.manifest.commit_log import CommitLog, list_versions
 from zarrbuf.manifest.layout import (
     ROOT_NAME,
-    TRAJECTORY_DIR,
-    TRAJECTORY_PATH,
     trajectory_path,
 )
 from zarrbuf.manifest.log_checkpoints import damaged_checkpoints
@@ -36,15 +34,13 @@ from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
 from zarrbuf.stores.contract import TrajectoryStore, known_name
-from zarrbuf.stores.logged import LogStore
+from zarrbuf.stores.logged import LogStore, list_archives
 from zarrbuf.stores.opening import location_of, open_store
 from zarrbuf.stores.rlinf_folder import RlinfStore
 from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.encoding import describe_trajectory
 from zarrbuf.trajectory.trajectory import decode_trajectory
 from zarrbuf.upkeep.repair.log_rescue import open_plans
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass
@@ -177,20 +173,6 @@ def stopped_repairs(storage: Storage) -> list[str]:
         "goes on with it"
         for name in open_plans(storage)
     ]
-
-
-def list_archives(storage: Storage) -> Iterator[str]:
-    """Yield the names of all archives below a root, listed or not.
-
-    Files of other names are nobody's business.
-    """
-    for directory in storage.list_names(TRAJECTORY_DIR):
-        if not re.fullmatch("[0-9a-f]{2}", directory):
-            continue
-        for name in storage.list_names(f"{TRAJECTORY_DIR}/{directory}"):
-            path = f"{TRAJECTORY_DIR}/{directory}/{name}"
-            if TRAJECTORY_PATH.fullmatch(path):
-                yield path
 
 
 def verify_rows(

@@ -18,7 +18,7 @@ from zarrbuf.archive.spec import Schema
 from zarrbuf.common.jobs import Progress
 from zarrbuf.errors import NotFoundError
 from zarrbuf.manifest.commit_log import CommitLog
-from zarrbuf.manifest.layout import ROOT_NAME, commit_path
+from zarrbuf.manifest.layout import ROOT_NAME, commit_path, uuid_of_path
 from zarrbuf.manifest.log_checkpoints import damaged_checkpoints
 from zarrbuf.manifest.rows import Rows
 from zarrbuf.manifest.snapshot import Snapshot
@@ -26,7 +26,7 @@ from zarrbuf.rlinf.index import is_rlinf_folder, list_files
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
-from zarrbuf.stores.logged import LogStore
+from zarrbuf.stores.logged import LogStore, list_archives
 from zarrbuf.stores.opening import location_of
 from zarrbuf.upkeep.repair.folder_rescue import (
     needs_writing,
@@ -43,7 +43,7 @@ from zarrbuf.upkeep.repair.log_rescue import (
     make_plan,
     open_plans,
 )
-from zarrbuf.upkeep.verify import Verification, list_archives, verify_rows
+from zarrbuf.upkeep.verify import Verification, verify_rows
 
 
 @dataclass
@@ -180,9 +180,7 @@ def _repair_log(
     result.num_trajectories = len(remains.start.rows) - len(plan.removed) + num_added
     listed = _uuids(remains.start.rows) - plan.removed | _uuids(plan.rows) - plan.ghosts
     result.orphans = [
-        name
-        for name in list_archives(storage)
-        if name.rpartition("/")[2].partition(".")[0] not in listed
+        name for name in list_archives(storage) if uuid_of_path(name) not in listed
     ]
 
 
