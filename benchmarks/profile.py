@@ -30,10 +30,10 @@ from zarrbuf.archive import chunks
 from zarrbuf.archive import decode as parallel
 from zarrbuf.archive.chunks import ChunkReads, crc32c
 from zarrbuf.archive.decode import have_loops
+from zarrbuf.archive.spec import sorted_fields
 from zarrbuf.common.thread_pool import Workers
 from zarrbuf.common.uuids import new_uuid
-from zarrbuf.sampling.index_map import ReadPlan, Window, plan_batch
-from zarrbuf.sampling.small_fields import sorted_fields
+from zarrbuf.sampling.index_map import IndexMap, ReadPlan, plan_batch
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.stores.contract import NewTrajectory
 from zarrbuf.stores.logged import LogStore
@@ -57,7 +57,7 @@ class Bench:
         ]
         fields = sorted_fields(self.archives[0].header.schema)
         self.big = [field for field in fields if field.spec.is_big]
-        self.window = Window.of(rows.column("T"), rows.column("B"))
+        self.window = IndexMap.of(rows.column("T"), rows.column("B"))
         self.count = count
         self.generator = torch.Generator().manual_seed(1)
         self.used = self.fresh()

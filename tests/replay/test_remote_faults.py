@@ -82,7 +82,7 @@ def test_a_buffer_is_made_through_faults_that_pass(
 def test_tables_forgotten_within_a_batch_are_fetched_again(
     cache_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zarrbuf.sampling.small_reader.MIN_TABLE_BYTES", 1000)
+    monkeypatch.setattr("zarrbuf.sampling.field_tables.MIN_TABLE_BYTES", 1000)
     url, trajectories = memory_url(), with_states(5)
     save(url, None, trajectories)
     buffer = loaded(url, cache_bytes=cache_bytes)

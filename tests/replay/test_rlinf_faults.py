@@ -236,7 +236,7 @@ def test_11_errors_of_the_background_writer_reach_the_caller(
     buffer = saving(tmp_path / "run", "zarr", seed=1)
     every = made(0, 2)
     buffer.add_trajectories(every[:1])
-    while buffer._contents.writer._is_draining:
+    while buffer._live.writer._is_draining:
         pass
     calls: dict[str, Any] = {
         "add": lambda: buffer.add_trajectories(every[1:]),

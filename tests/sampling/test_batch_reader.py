@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from support.batches import leaves
 from support.trajectories import make_trajectory, stored
 
-from zarrbuf.archive.spec import AnyArray, BatchField
+from zarrbuf.archive.spec import AnyArray, BatchField, sorted_fields
 from zarrbuf.common.thread_pool import Workers
 from zarrbuf.errors import FormatError
 from zarrbuf.sampling.batch_memory import BatchMemory
 from zarrbuf.sampling.batch_reader import BatchReader
 from zarrbuf.sampling.batches import as_batch, new_arrays
-from zarrbuf.sampling.index_map import IntArray, Window, plan_batch
-from zarrbuf.sampling.small_fields import decode_small_fields, sorted_fields
+from zarrbuf.sampling.field_tables import decode_small_fields
+from zarrbuf.sampling.index_map import IndexMap, IntArray, plan_batch
 from zarrbuf.storage.fetching import FetchCost
 from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.encoding import encode_trajectory
@@ -32,7 +32,7 @@ class Opened:
     def __init__(self, *archives: TrajectoryArchive) -> None:
         self._archives = archives
         headers = [archive.header for archive in archives]
-        self.window = Window.of(
+        self.index = IndexMap.of(
             np.array([header.num_steps for header in headers]),
             np.array([header.num_envs for header in headers]),
         )
@@ -63,7 +63,7 @@ def new_reader(cache_bytes: int = 0, num_threads: int = 1) -> BatchReader:
 def read(
     reader: BatchReader,
     draws: IntArray,
-    window: Window,
+    window: IndexMap,
     fields: Sequence[BatchField],
     archive: TrajectoryArchive,
 ) -> dict[str, AnyArray]:
@@ -94,7 +94,7 @@ def test_single_chunks_are_what_the_whole_array_holds(
     encoded = encode_trajectory(trajectory, uuid="0" * 32, codec="lz4")
     archive = TrajectoryArchive(encoded.data, name="x")
     flat = flatten_trajectory(archive)
-    window = Window.of(np.array([4]), np.array([num_envs]))
+    window = IndexMap.of(np.array([4]), np.array([num_envs]))
     draws = np.array(picks, np.int64) % window.total_samples
     reader = new_reader(1 << 20, num_threads=2)
     fields = sorted_fields(archive.header.schema)
@@ -118,7 +118,7 @@ def test_fields_without_elements_are_drawn_too() -> None:
     trajectory = Trajectory(actions=torch.zeros(2, 1, 0))
     encoded = encode_trajectory(trajectory, uuid="0" * 32, codec="lz4")
     archive = TrajectoryArchive(encoded.data, name="x")
-    window = Window.of(np.array([2]), np.array([1]))
+    window = IndexMap.of(np.array([2]), np.array([1]))
     fields = sorted_fields(archive.header.schema)
     batch = read(new_reader(1 << 20), np.array([1, 0, 1]), window, fields, archive)
     assert as_batch(fields, batch)["actions"].shape == (3, 0)
@@ -132,7 +132,7 @@ def test_big_fields_with_extra_rows_are_trimmed_too() -> None:
     fields = [f for f in sorted_fields(archive.header.schema) if f.spec.is_big]
     assert [field.name for field in fields] == ["prev_values"]
     draws = np.arange(8)
-    window = Window.of(np.array([4]), np.array([2]))
+    window = IndexMap.of(np.array([4]), np.array([2]))
     batch = as_batch(fields, read(new_reader(), draws, window, fields, archive))
     kept = trajectory.prev_values[[0, 1, 3, 4]].reshape(8, 2000)
     assert torch.equal(batch["prev_values"], kept)
@@ -145,7 +145,7 @@ def test_a_damaged_chunk_is_found_when_it_is_drawn_and_not_before() -> None:
     data = bytearray(encoded.data)
     data[(start + stop) // 2] ^= 1
     archive = TrajectoryArchive(bytes(data), name="trajectory_5_w")
-    window = Window.of(np.array([4]), np.array([1]))
+    window = IndexMap.of(np.array([4]), np.array([1]))
     fields = sorted_fields(archive.header.schema)
     reader = new_reader()
     read(reader, np.array([0, 3]), window, fields, archive)
@@ -164,7 +164,7 @@ def test_samples_of_another_size_never_reach_the_memory_of_a_batch() -> None:
         for size in (40, 50)
     )
     fields = [f for f in sorted_fields(small.header.schema) if f.spec.is_big]
-    window = Window.of(np.array([2]), np.array([1]))
+    window = IndexMap.of(np.array([2]), np.array([1]))
     arrays = {
         field.name: np.full((2, *field.spec.shape), 0xA5, field.spec.stored)
         for field in fields
@@ -186,7 +186,7 @@ def test_a_batch_may_come_from_more_trajectories_than_are_open_at_once(
         for n in range(5)
     ]
     flat = [flatten_trajectory(archive) for archive in archives]
-    window = Window.of(np.full(5, 4), np.full(5, 2))
+    window = IndexMap.of(np.full(5, 4), np.full(5, 2))
     draws = np.random.default_rng(0).integers(0, 40, 60)
     fields = sorted_fields(archives[0].header.schema)
     arrays = new_arrays(fields, 60, BatchMemory(max_batches=0, pin_memory=False))
@@ -205,7 +205,7 @@ def test_small_fields_that_are_kept_need_no_archive() -> None:
     archive = encoded(make_trajectory(4, 2, image_size=2))
     fields = sorted_fields(archive.header.schema)
     assert not any(field.spec.is_big for field in fields)
-    plan = plan_batch(np.arange(8), Window.of(np.array([4]), np.array([2])))
+    plan = plan_batch(np.arange(8), IndexMap.of(np.array([4]), np.array([2])))
     memory = BatchMemory(max_batches=0, pin_memory=False)
     reader, opened = new_reader(1 << 20), Opened(archive)
     for _ in range(3):

@@ -70,7 +70,7 @@ def test_what_leaves_a_window_in_memory_is_let_go() -> None:
 
 
 def test_tables_of_one_batch_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zarrbuf.sampling.small_reader.MIN_TABLE_BYTES", 1000)
+    monkeypatch.setattr("zarrbuf.sampling.field_tables.MIN_TABLE_BYTES", 1000)
     trajectories = [
         make_trajectory(4, 2, seed=n, image_size=size, reset_every=1)
         for n, size in enumerate((2,) * 9)
@@ -81,9 +81,9 @@ def test_tables_of_one_batch_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     reader = buffer._reader.small
     gather = reader._gather
 
-    def note(part, tables, reading):  # type: ignore[no-untyped-def]
+    def note(wanted, tables):  # type: ignore[no-untyped-def]
         nonlocal largest
-        gather(part, tables, reading)
+        gather(wanted, tables)
         largest = max(largest, tables.num_bytes)
 
     monkeypatch.setattr(reader, "_gather", note)
@@ -98,7 +98,7 @@ def test_a_uuid_listed_again_with_another_shape_is_refused(tmp_path: Path) -> No
     with TrajectoryReplayBuffer(auto_save=True, auto_save_path=tmp_path) as buffer:
         buffer.add_trajectories([make_trajectory(4, 1, image_size=2)])
     store = LogStore.open_or_create(
-        buffer._contents._store.storage,  # type: ignore[attr-defined]
+        buffer._live._store.storage,  # type: ignore[attr-defined]
         seed=1,
         codec="lz4",
     )

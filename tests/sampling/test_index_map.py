@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.sampling.index_map import Window, partition, plan_batch, window_start
+from zarrbuf.sampling.index_map import IndexMap, partition, plan_batch, window_start
 
 shapes = st.lists(st.tuples(st.integers(1, 7), st.integers(1, 4)), min_size=1)
 
@@ -17,7 +17,7 @@ shapes = st.lists(st.tuples(st.integers(1, 7), st.integers(1, 4)), min_size=1)
 def test_every_draw_is_planned_once_and_where_a_loop_finds_it(
     lead: list[tuple[int, int]], fractions: list[float]
 ) -> None:
-    window = Window.of(
+    window = IndexMap.of(
         np.array([steps for steps, _ in lead]), np.array([envs for _, envs in lead])
     )
     where = [
@@ -41,7 +41,7 @@ def test_every_draw_is_planned_once_and_where_a_loop_finds_it(
 def test_samples_of_a_group_come_in_the_order_of_the_file(
     lead: list[tuple[int, int]], seed: int
 ) -> None:
-    window = Window.of(np.array([n for n, _ in lead]), np.array([n for _, n in lead]))
+    window = IndexMap.of(np.array([n for n, _ in lead]), np.array([n for _, n in lead]))
     draws = np.random.default_rng(seed).integers(0, window.total_samples, 50)
     plan = plan_batch(draws, window)
     positions = [group.position for group in plan.groups]
@@ -54,7 +54,7 @@ def test_samples_of_a_group_come_in_the_order_of_the_file(
 
 @pytest.mark.parametrize("draws", [[-1], [0, 12], [10**12]])
 def test_draws_outside_the_window_are_refused(draws: list[int]) -> None:
-    window = Window.of(np.array([3, 2]), np.array([2, 3]))
+    window = IndexMap.of(np.array([3, 2]), np.array([2, 3]))
     with pytest.raises(InvalidInputError, match=r"\[0, 12\) are in the window"):
         plan_batch(np.array(draws), window)
 
@@ -85,7 +85,7 @@ def test_a_window_is_the_newest_and_zero_means_all() -> None:
 def test_out_of_order_the_samples_are_the_same(
     lead: list[tuple[int, int]], seed: int, count: int
 ) -> None:
-    window = Window.of(np.array([n for n, _ in lead]), np.array([n for _, n in lead]))
+    window = IndexMap.of(np.array([n for n, _ in lead]), np.array([n for _, n in lead]))
     draws = np.random.default_rng(seed).integers(0, window.total_samples, count)
     found = [
         {
@@ -102,7 +102,7 @@ def test_out_of_order_the_samples_are_the_same(
 def test_parts_of_a_plan_are_its_groups(
     lead: list[tuple[int, int]], seed: int, count: int, size: int
 ) -> None:
-    window = Window.of(np.array([n for n, _ in lead]), np.array([n for _, n in lead]))
+    window = IndexMap.of(np.array([n for n, _ in lead]), np.array([n for _, n in lead]))
     draws = np.random.default_rng(seed).integers(0, window.total_samples, count)
     plan = plan_batch(draws, window)
     size = 1 + size % len(plan.positions)

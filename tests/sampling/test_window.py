@@ -1,4 +1,4 @@
-"""A view numbers the samples of listed rows one after the other, however they lie."""
+"""A window numbers the samples of listed rows one after the other, however they lie."""
 
 from __future__ import annotations
 
@@ -18,16 +18,13 @@ from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import NotFoundError
 from zarrbuf.manifest.row_table import RowTable, Stretch
 from zarrbuf.manifest.rows import Row, Rows
-from zarrbuf.replay.live_set import Contents
-from zarrbuf.sampling import window as views
-from zarrbuf.sampling.batch_reader import BatchReader
+from zarrbuf.replay.live_set import LiveSet
+from zarrbuf.sampling import window as window_module
 from zarrbuf.sampling.index_map import plan_batch
-from zarrbuf.sampling.window import Part, View
+from zarrbuf.sampling.window import LiveRows, Part
 from zarrbuf.stores.contract import NewTrajectory, TrajectoryStore
 from zarrbuf.stores.in_memory import MemoryStore
 from zarrbuf.trajectory.encoding import EncodedTrajectory, encode_trajectory
-
-READER = cast(BatchReader, None)
 
 
 def make_row(trajectory_id: int, num_steps: int = 2, num_envs: int = 3) -> Row:
@@ -68,22 +65,22 @@ def test_samples_are_those_of_the_listed_rows_one_after_the_other(
     made: tuple[list[Part], list[tuple[Any, Row]]], size: int, seed: int
 ) -> None:
     found, model = made
-    view = View.of(found, sample_window_size=size)
+    rows = LiveRows.of(found).newest(size)
     window = model[-size:] if size else model
-    assert len(view) == len(window)
-    positions = view.positions.tolist()
-    assert [(view.store(n), view.row(n)) for n in positions] == window
-    assert view.uuids(view.positions) == [row.uuid for _, row in window]
+    assert len(rows) == len(window)
+    positions = rows.positions.tolist()
+    assert [(rows.store(n), rows.row(n)) for n in positions] == window
+    assert rows.uuids(rows.positions) == [row.uuid for _, row in window]
     samples = [
         (where, sample)
         for where, (_, row) in enumerate(window)
         for sample in range(row.num_samples)
     ]
-    assert view.window.total_samples == len(samples)
+    assert rows.index.total_samples == len(samples)
     if not samples:
         return
     draws = np.random.default_rng(seed).integers(0, len(samples), 20)
-    plan = plan_batch(draws, view.window)
+    plan = plan_batch(draws, rows.index)
 
     def place(number: int) -> tuple[int, int, int]:
         where, sample = samples[draws[number]]
@@ -103,8 +100,8 @@ def test_samples_are_those_of_the_listed_rows_one_after_the_other(
 def test_a_view_lies_in_the_memory_of_the_tables() -> None:
     table = RowTable.of(Rows.of([make_row(n) for n in range(100)]))
     table = table.removed(np.array([3, 50]))
-    view = View.of([(cast(TrajectoryStore, None), table.listed)], sample_window_size=0)
-    (span,) = view.window.spans
+    rows = LiveRows.of([(cast(TrajectoryStore, None), table.listed)])
+    (span,) = rows.index.spans
     for array, whole in (
         (span.ends, table.ends),
         (span.num_steps, table.rows.fixed),
@@ -201,12 +198,11 @@ ENCODED = encode_trajectory(make_trajectory(1, 1), uuid=new_uuid(), codec="lz4")
 # ------------------------------------------------------------------------------- fields
 
 
-def make_contents(window_size: int = 0) -> tuple[Contents, BatchReader]:
+def make_live_set(window_size: int = 0) -> LiveSet:
     reader = TrajectoryReplayBuffer()._reader
-    contents = Contents(
+    return LiveSet(
         MemoryStore(), reader, window_size=window_size, max_queue_bytes=1 << 20
     )
-    return contents, reader
 
 
 def encode(**changes: Any) -> EncodedTrajectory:
@@ -217,36 +213,38 @@ def encode(**changes: Any) -> EncodedTrajectory:
 def test_fields_are_looked_up_once_for_some_schemas(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    contents, reader = make_contents()
-    contents.add([encode()])
-    first = contents.view().fields(reader)
+    live = make_live_set()
+    live.add([encode()])
+    first = live.window().fields
     calls: list[Any] = []
-    found = views.sorted_fields
-    monkeypatch.setattr(views, "sorted_fields", lambda s: calls.append(s) or found(s))
+    found = window_module.sorted_fields
+    monkeypatch.setattr(
+        window_module, "sorted_fields", lambda s: calls.append(s) or found(s)
+    )
     for _ in range(5):
-        contents.add([encode()])
-        assert contents.view().fields(reader) is first
+        live.add([encode()])
+        assert live.window().fields is first
     assert not calls
-    contents.add([encode(rewards=None)])
-    fewer = contents.view().fields(reader)
+    live.add([encode(rewards=None)])
+    fewer = live.window().fields
     assert len(calls) == 2
     assert {f.name for f in first} - {f.name for f in fewer} == {"rewards"}
 
 
 def test_a_window_that_moves_on_has_the_fields_of_what_is_in_it() -> None:
-    contents, reader = make_contents(window_size=2)
+    live = make_live_set(window_size=2)
     for rewards in (torch.ones(2, 1), None, None, torch.ones(2, 1), torch.ones(2, 1)):
-        contents.add([encode(rewards=rewards)])
-    names = {field.name for field in contents.view().fields(reader)}
+        live.add([encode(rewards=rewards)])
+    names = {field.name for field in live.window().fields}
     assert "rewards" in names
-    contents.add([encode(rewards=None)])
-    names = {field.name for field in contents.view().fields(reader)}
+    live.add([encode(rewards=None)])
+    names = {field.name for field in live.window().fields}
     assert "rewards" not in names
 
 
 def test_refreshing_memory_counts_nothing_twice() -> None:
-    contents, _ = make_contents()
-    contents.add([encode(), encode()])
-    contents.refresh()
-    assert contents.num_ever == 2
-    assert len(contents.view()) == 2
+    live = make_live_set()
+    live.add([encode(), encode()])
+    live.refresh()
+    assert live.num_ever == 2
+    assert len(live.drawn()) == 2

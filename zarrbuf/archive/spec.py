@@ -255,6 +255,11 @@ def batch_fields(schema: Schema) -> Iterator[BatchField]:
             yield BatchField(field, field, None, spec)
 
 
+def sorted_fields(schema: Schema) -> list[BatchField]:
+    """Return the batch fields of a schema by name."""
+    return sorted(batch_fields(schema), key=lambda field: field.name)
+
+
 def array_shape(
     spec: FieldSpec, *, num_rows: int, num_envs: int, staged: bool
 ) -> tuple[int, ...]:

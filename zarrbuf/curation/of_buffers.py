@@ -30,12 +30,12 @@ from zarrbuf.manifest.other_buffers import Base, make_base
 from zarrbuf.manifest.rows import IntArray, Row, Rows
 from zarrbuf.manifest.selection import interleave
 from zarrbuf.manifest.snapshot import Snapshot
-from zarrbuf.sampling.window import check_same_fields
 from zarrbuf.storage.contract import Storage
 from zarrbuf.stores.contract import known_name
 from zarrbuf.stores.logged import ChosenRows, LogStore
 from zarrbuf.stores.pins import pinned
 from zarrbuf.stores.staging import Created, check_empty
+from zarrbuf.trajectory.same_fields import check_same_fields
 
 _AT_ONCE: Final = 8
 """Archives that are copied at once."""

@@ -27,12 +27,12 @@ from zarrbuf.rlinf.index import (
     encode_index,
     trajectory_name,
 )
-from zarrbuf.sampling.window import check_same_fields
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.stores.rlinf_folder import RlinfStore
 from zarrbuf.stores.staging import Created, check_empty
 from zarrbuf.trajectory.encoding import encode_trajectory
+from zarrbuf.trajectory.same_fields import check_same_fields
 
 
 @dataclass(frozen=True)

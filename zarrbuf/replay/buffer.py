@@ -1,7 +1,7 @@
 """`TrajectoryReplayBuffer`: RLinf's buffer, over zarrbuf's stores.
 
 The face, with no algorithm of its own: it checks arguments, guards its parts with one
-lock and says what a view is made of. Stores keep trajectories, the reader makes
+lock. Stores keep trajectories, the reader makes
 batches, the writer saves in the background.
 """
 
@@ -17,9 +17,9 @@ from zarrbuf.common.arguments import check_interval, check_whole_number
 from zarrbuf.common.background import Repeater
 from zarrbuf.common.thread_pool import Workers, default_num_threads
 from zarrbuf.common.uuids import new_uuid
-from zarrbuf.replay.live_set import Contents
+from zarrbuf.replay.live_set import LiveSet
 from zarrbuf.replay.rlinf_names import RlinfNames
-from zarrbuf.replay.run_checkpoint import save_view
+from zarrbuf.replay.run_checkpoint import save_rows
 from zarrbuf.sampling.batch_memory import BatchMemory, can_pin
 from zarrbuf.sampling.batch_reader import BatchReader
 from zarrbuf.sampling.draws import Draws
@@ -151,14 +151,14 @@ class TrajectoryReplayBuffer(RlinfNames):
         self._sampler = Sampler(self._reader, self._memory, self._prefetcher)
         interval_s = check_interval("refresh_interval_s", refresh_interval_s)
         store = self._own_store(auto_save_path) if auto_save else MemoryStore()
-        self._contents = Contents(
+        self._live = LiveSet(
             store,
             self._reader,
             window_size=window_size,
             max_queue_bytes=max_queue_bytes,
             after_save=retain(store, retention, window_size=window_size),
         )
-        self._refreshing = Repeater(self._contents.look, interval_s=interval_s)
+        self._refreshing = Repeater(self._live.look, interval_s=interval_s)
 
     def manual_seed(self, seed: int | None) -> None:
         """Start the draws anew from a seed; None for a random one."""
@@ -189,8 +189,8 @@ class TrajectoryReplayBuffer(RlinfNames):
             StorageError: if saving an earlier trajectory failed; it stays queued, and
                 these are not added.
         """
-        self._contents.writer.raise_error()
-        self._contents.add(
+        self._live.writer.raise_error()
+        self._live.add(
             [
                 encode_trajectory(
                     trajectory,
@@ -209,7 +209,7 @@ class TrajectoryReplayBuffer(RlinfNames):
             StorageError: if saving failed, naming the trajectory; it stays queued, and
                 the next `flush` tries again.
         """
-        self._contents.writer.flush()
+        self._live.writer.flush()
 
     def refresh(self) -> None:
         """Take in trajectories that other processes appended to the same buffer.
@@ -220,18 +220,18 @@ class TrajectoryReplayBuffer(RlinfNames):
         Raises:
             StorageError: if the storage failed; what was known stays.
         """
-        self._contents.refresh()
+        self._live.refresh()
 
     @property
     def url(self) -> str | None:
         """Where all trajectories lie; None if some are in memory or loaded."""
-        return self._contents.url
+        return self._live.url
 
     # --- what there is ----------------------------------------------------------
 
     def __len__(self) -> int:
         """Return the number of trajectories that are drawn from."""
-        return len(self._contents.view())
+        return len(self._live.drawn())
 
     @property
     def size(self) -> int:
@@ -241,11 +241,11 @@ class TrajectoryReplayBuffer(RlinfNames):
     @property
     def total_samples(self) -> int:
         """Samples that are drawn from."""
-        return self._contents.view().window.total_samples
+        return self._live.drawn().total_samples
 
     def is_ready(self, min_size: int) -> bool:
         """Whether at least `min_size` trajectories were ever added or loaded."""
-        return self._contents.num_ever >= min_size
+        return self._live.num_ever >= min_size
 
     async def is_ready_async(self, min_size: int) -> bool:
         """Return `is_ready(min_size)`, for callers that await it."""
@@ -261,14 +261,14 @@ class TrajectoryReplayBuffer(RlinfNames):
         see `zarrbuf.sampling.stats.ReadStats`, and as `last_...` what the last call
         has.
         """
-        view = self._contents.view()
+        drawn = self._live.drawn()
         return {
-            "num_trajectories": len(view),
-            "total_samples": view.window.total_samples,
+            "num_trajectories": len(drawn),
+            "total_samples": drawn.total_samples,
             "cache_size": self._reader.small.num_cached,
             "cache_bytes": self._reader.small.cached_bytes,
-            "num_queued": self._contents.writer.num_queued,
-            "num_trajectories_ever": self._contents.num_ever,
+            "num_queued": self._live.writer.num_queued,
+            "num_trajectories_ever": self._live.num_ever,
             **self._reader.stats.numbers(),
         }
 
@@ -297,8 +297,8 @@ class TrajectoryReplayBuffer(RlinfNames):
             FormatError: if a chunk that is drawn is damaged.
         """
         self._refreshing.raise_error()
-        view = self._contents.view()
-        return self._sampler.sample(view, num_chunks, self._draws.generator, out)
+        window = self._live.window()
+        return self._sampler.sample(window, num_chunks, self._draws.generator, out)
 
     sample_chunks = sample
 
@@ -307,21 +307,21 @@ class TrajectoryReplayBuffer(RlinfNames):
     def save_checkpoint(self, path: Location) -> None:
         """Save the window, the ids and the state of the draws at `path`.
 
-        In the buffer's own format; raises what `run_checkpoint.save_view` does.
+        In the buffer's own format; raises what `run_checkpoint.save_rows` does.
         """
         storage = self._open_storage(path)
-        with self._contents.saved_view() as (view, own):
-            save_view(
-                view,
+        with self._live.saved_rows() as (rows, own):
+            save_rows(
+                rows,
                 storage,
                 own=own,
                 trajectory_format=self._format,
-                reader=self._reader,
+                opened=self._reader.archives,
                 seed=self._seed,
                 codec=self._codec,
                 state={
                     "generator": self._draws.state,
-                    "trajectory_counter": self._contents.next_trajectory_id,
+                    "trajectory_counter": self._live.next_trajectory_id,
                 },
             )
 
@@ -352,19 +352,19 @@ class TrajectoryReplayBuffer(RlinfNames):
             FormatError: if it is damaged.
             InvalidInputError: if the rank is not allowed.
         """
-        self._contents.writer.flush()
+        self._live.writer.flush()
         if not is_distributed:
             local_rank, world_size = 0, 1
         partition(0, local_rank, world_size)  # refuses a rank before all else
         store = open_store(self._open_storage(load_path), version=version)
         self._draws.carry_on(store, where=os.fspath(load_path))
-        self._contents.load(store, rank=local_rank, world_size=world_size)
+        self._live.load(store, rank=local_rank, world_size=world_size)
 
     # --- end --------------------------------------------------------------------
 
     def clear(self) -> None:
         """Forget all trajectories. Saved archives stay on disk, off the list."""
-        self._contents.clear()
+        self._live.clear()
 
     def clear_cache(self) -> None:
         """Forget what is kept decoded and open; nothing else changes."""
@@ -379,7 +379,7 @@ class TrajectoryReplayBuffer(RlinfNames):
         """
         self._refreshing.close()
         self._prefetcher.close()
-        self._contents.writer.close(wait=wait)
+        self._live.writer.close(wait=wait)
         self.clear_cache()
         self._workers.close()
 

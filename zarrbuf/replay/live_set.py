@@ -1,7 +1,7 @@
 """What a buffer holds: trajectories loaded, saved and on their way, under one lock.
 
 Owns the order of these parts, the ids, and the hand-over from the queue to the store.
-Makes the view that is sampled from; draws nothing and encodes nothing.
+Makes the window that is sampled from; draws nothing and encodes nothing.
 """
 
 from __future__ import annotations
@@ -13,31 +13,25 @@ import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
-from zarrbuf.archive.spec import BatchField
+from zarrbuf.archive.spec import BatchField, sorted_fields
 from zarrbuf.errors import TrajectoryNotFoundError
 from zarrbuf.manifest.rows import Row, Rows
 from zarrbuf.sampling.batch_reader import BatchReader
 from zarrbuf.sampling.index_map import partition
-from zarrbuf.sampling.small_fields import sorted_fields
-from zarrbuf.sampling.window import (
-    FieldsOfSchemas,
-    Part,
-    View,
-    check_fields,
-    known_fields,
-)
+from zarrbuf.sampling.window import FieldFinder, LiveRows, Part, Window, known_fields
 from zarrbuf.stores.contract import NewTrajectory, TrajectoryStore
 from zarrbuf.stores.in_memory import MemoryStore
 from zarrbuf.stores.write_queue import BackgroundWriter
 from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.encoding import EncodedTrajectory
+from zarrbuf.trajectory.same_fields import check_fields
 
-_LIVE: weakref.WeakSet[Contents] = weakref.WeakSet()
+_LIVE: weakref.WeakSet[LiveSet] = weakref.WeakSet()
 
 
 def _reset_all() -> None:
-    for contents in list(_LIVE):
-        contents.reset_after_fork()
+    for live in list(_LIVE):
+        live.reset_after_fork()
 
 
 @functools.cache
@@ -45,7 +39,7 @@ def _watch_forks() -> None:
     os.register_at_fork(after_in_child=_reset_all)
 
 
-class Contents:
+class LiveSet:
     """The parts of a buffer: what was loaded, what its store lists, what is queued.
 
     Attributes:
@@ -87,8 +81,9 @@ class Contents:
         self._mark = 0
         self._seen = store.mark  # what is queued is not listed up to here
         self._queued = MemoryStore()
-        self._view: View | None = None
-        self._fields: FieldsOfSchemas = {}
+        self._drawn: LiveRows | None = None
+        self._window: Window | None = None
+        self._fields = FieldFinder(reader.archives)
         self._known: dict[str, BatchField] | None = None
         _watch_forks()
         _LIVE.add(self)
@@ -108,7 +103,7 @@ class Contents:
         self.writer.reset()
 
     def add(self, encoded: Sequence[EncodedTrajectory]) -> None:
-        """Add trajectories, all or none; they are in the next view.
+        """Add trajectories, all or none; they are in the next window.
 
         Raises:
             InvalidInputError: if a field has another dtype or shape than is known.
@@ -126,7 +121,7 @@ class Contents:
             self._known = known
             self.next_trajectory_id += len(items)
             self.num_ever += len(items)
-            self._view = None
+            self._drawn = None
             if isinstance(self._store, MemoryStore):
                 self._keep_in_memory(self._store, items)
                 return
@@ -162,7 +157,7 @@ class Contents:
             self._reader.archives.discard(uuid)
 
     def _take_in_store(self, *, num_own: int) -> None:
-        """Count what others appended, and let the next view have it."""
+        """Count what others appended, and let the next window have it."""
         mark = self._store.mark  # first: what is listed meanwhile is looked at again
         self._queued.discard(self._store.after(self._store.listed, self._seen).uuids())
         self._seen = mark
@@ -172,7 +167,7 @@ class Contents:
         self.next_trajectory_id = max(
             self.next_trajectory_id, self._store.next_trajectory_id
         )
-        self._view = None
+        self._drawn = None
 
     def parts(self, *, saved_only: bool = False) -> list[Part]:
         """Return all rows that are listed, in order, with their stores."""
@@ -225,24 +220,43 @@ class Contents:
         """Where all that is listed lies; None if a part is elsewhere or in memory."""
         return None if self._loaded is not None else self._store.url
 
-    def view(self) -> View:
-        """Return what is sampled from now."""
+    def drawn(self) -> LiveRows:
+        """Return the rows that are sampled from now: the newest, as many as are asked.
+
+        The same object while nothing is added or taken away.
+        """
         with self._lock:
-            if self._view is None:
-                self._view = View.of(
-                    self.parts(),
-                    sample_window_size=self._window_size,
-                    known=self._fields,
-                )
-            return self._view
+            if self._drawn is None:
+                rows = LiveRows.of(self.parts())
+                self._drawn = rows.newest(self._window_size)
+            return self._drawn
+
+    def window(self) -> Window:
+        """Return what is sampled from now, with the fields of its batches.
+
+        The same object while nothing is added or taken away.
+
+        Raises:
+            InvalidInputError: if two trajectories have a field of one name, but of
+                different dtype or shape.
+        """
+        rows, window = self.drawn(), self._window
+        if window is not None and window.rows is rows:
+            return window
+        # Not under the lock: files whose fields no list tells are opened for it.
+        fields = self._fields.fields_of(rows)
+        with self._lock:
+            if self._window is None or self._window.rows is not rows:
+                self._window = Window(rows, fields, self._reader.archives)
+            return self._window
 
     @contextmanager
-    def saved_view(self) -> Iterator[tuple[View, TrajectoryStore]]:
-        """Give the view of what is durable and the store, while nothing is saved."""
+    def saved_rows(self) -> Iterator[tuple[LiveRows, TrajectoryStore]]:
+        """Give the durable rows of the window and the store, while nothing is saved."""
         self.writer.flush()
         with self._store_lock:
-            parts = self.parts(saved_only=True)
-            yield View.of(parts, sample_window_size=self._window_size), self._store
+            rows = LiveRows.of(self.parts(saved_only=True))
+            yield rows.newest(self._window_size), self._store
 
     def refresh(self) -> None:
         """Take in what others appended, after what is queued here is saved."""
@@ -273,7 +287,7 @@ class Contents:
         highest = int(listed.trajectory_ids.max(initial=-1))
         self.next_trajectory_id = max(self.next_trajectory_id, highest + 1)
         self._loaded = (store, listed)
-        self._known, self._view = None, None
+        self._known, self._drawn = None, None
 
     def load(self, store: TrajectoryStore, *, rank: int, world_size: int) -> None:
         """Replace everything by the part of `rank` of what another store lists.
@@ -316,7 +330,8 @@ class Contents:
             self._forget()
 
     def _forget(self) -> None:
-        self._view = None
+        self._drawn = None
+        self._window = None
         self._known = None
-        self._fields = {}
+        self._fields.clear()
         self._reader.clear()

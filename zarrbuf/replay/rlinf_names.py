@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zarrbuf.replay.live_set import Contents
+from zarrbuf.replay.live_set import LiveSet
 from zarrbuf.rlinf.index import index_entry
 from zarrbuf.trajectory.encoding import flatten_encoded
 from zarrbuf.trajectory.trajectory import Trajectory, decode_trajectory, nest
@@ -16,7 +16,7 @@ from zarrbuf.trajectory.trajectory import Trajectory, decode_trajectory, nest
 class RlinfNames:
     """What RLinf's code calls on a buffer, from what the buffer holds."""
 
-    _contents: Contents
+    _live: LiveSet
 
     def load_trajectory(self, trajectory_id: int) -> Trajectory:
         """Read one whole trajectory that the buffer lists, window or not.
@@ -25,7 +25,7 @@ class RlinfNames:
             TrajectoryNotFoundError: if the buffer lists no such id.
             FormatError: if it is damaged.
         """
-        return decode_trajectory(self._contents.archive(trajectory_id))
+        return decode_trajectory(self._live.archive(trajectory_id))
 
     def _load_trajectory(
         self, trajectory_id: int, model_weights_id: str | None = None
@@ -46,12 +46,12 @@ class RlinfNames:
 
     @property
     def _trajectory_id_list(self) -> list[int]:
-        return self._contents.trajectory_ids
+        return self._live.trajectory_ids
 
     @property
     def _trajectory_counter(self) -> int:
-        return self._contents.next_trajectory_id
+        return self._live.next_trajectory_id
 
     @property
     def _trajectory_index(self) -> dict[int, dict[str, Any]]:
-        return {row.trajectory_id: index_entry(row) for row in self._contents.rows()}
+        return {row.trajectory_id: index_entry(row) for row in self._live.rows()}

@@ -28,8 +28,8 @@ from zarrbuf.rlinf.files import (
     stage_file,
 )
 from zarrbuf.rlinf.index import FileFormat, trajectory_name
-from zarrbuf.sampling.batch_reader import BatchReader
-from zarrbuf.sampling.window import View
+from zarrbuf.sampling.open_archives import OpenArchives
+from zarrbuf.sampling.window import LiveRows
 from zarrbuf.storage.contract import Outcome, Storage
 from zarrbuf.stores.contract import TrajectoryStore
 from zarrbuf.stores.logged import LogStore
@@ -42,13 +42,13 @@ from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.trajectory import decode_trajectory
 
 
-def save_view(
-    view: View,
+def save_rows(
+    saved: LiveRows,
     storage: Storage,
     *,
     own: TrajectoryStore,
     trajectory_format: str,
-    reader: BatchReader,
+    opened: OpenArchives,
     seed: int | None,
     codec: CodecName,
     state: Mapping[str, Any],
@@ -56,11 +56,11 @@ def save_view(
     """Save the window on a storage in one of the formats.
 
     Args:
-        view: what is saved.
+        saved: the rows of the window.
         own: where the buffer itself saves to.
         storage: where; a checkpoint of the same format may be there.
         trajectory_format: "zarr", "pt" or "pkl".
-        reader: opens archives.
+        opened: archives that are open.
         seed: kept in a new checkpoint.
         codec: kept in a new checkpoint.
         state: "generator", the state of the draws as text, and "trajectory_counter".
@@ -71,15 +71,15 @@ def save_view(
     """
     if trajectory_format == "zarr":
         save_buffer(
-            view, storage, own=own, reader=reader, seed=seed, codec=codec, state=state
+            saved, storage, own=own, opened=opened, seed=seed, codec=codec, state=state
         )
         return
     file_format: FileFormat = "pt" if trajectory_format == "pt" else "pkl"
     save_folder(
-        view,
+        saved,
         storage,
         own=own,
-        reader=reader,
+        opened=opened,
         seed=seed,
         file_format=file_format,
         state=state,
@@ -87,11 +87,11 @@ def save_view(
 
 
 def save_buffer(
-    view: View,
+    saved: LiveRows,
     storage: Storage,
     *,
     own: TrajectoryStore,
-    reader: BatchReader,
+    opened: OpenArchives,
     seed: int | None,
     codec: CodecName,
     state: Mapping[str, Any],
@@ -101,10 +101,10 @@ def save_buffer(
     The buffer that `own` is keeps all its rows, and gets the state only.
 
     Args:
-        view: what is saved.
+        saved: the rows of the window.
         own: where the buffer itself saves to.
         storage: a zarrbuf buffer, or where one shall be.
-        reader: opens archives.
+        opened: archives that are open.
         seed: kept in a new buffer's config.
         codec: kept in a new buffer's config.
         state: random generator and counters.
@@ -116,10 +116,10 @@ def save_buffer(
     """
     target = open_or_create_log_store(storage, seed=seed, codec=codec)
     if isinstance(own, LogStore) and own.log.uuid == target.log.uuid:
-        _check_all_own(view, own, storage)
+        _check_all_own(saved, own, storage)
         target.log.commit(lambda now: [_state_action(state)], op="checkpoint")
         return
-    wanted, schemas = _bring_archives(view, target, reader=reader)
+    wanted, schemas = _bring_archives(saved, target, opened=opened)
 
     def build(now: Snapshot) -> Sequence[Action]:
         return [
@@ -130,9 +130,9 @@ def save_buffer(
     target.log.commit(build, op="checkpoint")
 
 
-def _check_all_own(view: View, own: TrajectoryStore, storage: Storage) -> None:
+def _check_all_own(saved: LiveRows, own: TrajectoryStore, storage: Storage) -> None:
     """Refuse to change the list that the buffer itself appends to."""
-    if any(len(listed) and store is not own for store, listed in view.parts):
+    if any(len(listed) and store is not own for store, listed in saved.parts):
         raise InvalidInputError(
             f"{storage.url} is where this buffer saves to, and the window holds "
             "trajectories loaded from elsewhere; save the checkpoint elsewhere"
@@ -144,7 +144,7 @@ def _state_action(state: Mapping[str, Any]) -> Action:
 
 
 def _bring_archives(
-    view: View, target: LogStore, *, reader: BatchReader
+    saved: LiveRows, target: LogStore, *, opened: OpenArchives
 ) -> tuple[Rows, dict[str, Schema]]:
     """Make every archive of the window durable in `target`, not yet listed there."""
     there_now = target.rows
@@ -152,8 +152,8 @@ def _bring_archives(
     rows: list[Row] = []
     schemas: dict[str, Schema] = {}
     next_id = 0
-    for position in view.positions.tolist():
-        row, store = view.row(position), view.store(position)
+    for position in saved.positions.tolist():
+        row, store = saved.row(position), saved.store(position)
         there = listed.get(bytes.fromhex(row.uuid))
         if there is not None:
             known = there_now.row(there)
@@ -163,7 +163,7 @@ def _bring_archives(
         ):
             known, schema = dataclasses.replace(row, base=0), store.schema(row)
         else:
-            known, schema = _copy_archive(view, position, target.storage, reader)
+            known, schema = _copy_archive(saved, position, target.storage, opened)
         # Trajectories of two runs may have one id; the later one gets another.
         number = max(next_id, row.trajectory_id)
         next_id = number + 1
@@ -173,11 +173,11 @@ def _bring_archives(
 
 
 def _copy_archive(
-    view: View, position: int, storage: Storage, reader: BatchReader
+    saved: LiveRows, position: int, storage: Storage, opened: OpenArchives
 ) -> tuple[Row, Schema]:
     """Write an archive, unless it is there from a checkpoint that failed."""
-    archive = view.archive(position, reader)
-    row = view.row(position)
+    archive = saved.archive(position, opened)
+    row = saved.row(position)
     data = bytes(archive.source)
     if storage.create(row.path, data) is Outcome.EXISTS:
         data = storage.read(row.path)
@@ -215,11 +215,11 @@ def _replace_rows(
 
 
 def save_folder(
-    view: View,
+    saved: LiveRows,
     storage: Storage,
     *,
     own: TrajectoryStore,
-    reader: BatchReader,
+    opened: OpenArchives,
     seed: int | None,
     file_format: FileFormat,
     state: Mapping[str, Any],
@@ -237,17 +237,17 @@ def save_folder(
     """
     target = open_or_create_folder(storage, seed=seed, file_format=file_format)
     if isinstance(own, RlinfStore) and own.folder == target.folder:
-        _check_all_own(view, own, storage)
+        _check_all_own(saved, own, storage)
         own.index.generator = state["generator"]
         own.write_index()
         return
     rows, names, staged = [], {}, []
     try:
-        for position in view.positions.tolist():
-            row = view.row(position)
+        for position in saved.positions.tolist():
+            row = saved.row(position)
             number = row.trajectory_id
             name = trajectory_name(number, row.model_weights_id, file_format)
-            data = _file_bytes(view, position, reader, file_format)
+            data = _file_bytes(saved, position, opened, file_format)
             if not _holds(target.folder / name, data):
                 temporary = stage_file(target.folder / name, data)
                 staged.append((temporary, target.folder / name))
@@ -271,13 +271,13 @@ def _holds(path: Path, data: bytes) -> bool:
 
 
 def _file_bytes(
-    view: View, position: int, reader: BatchReader, file_format: FileFormat
+    saved: LiveRows, position: int, opened: OpenArchives, file_format: FileFormat
 ) -> bytes:
-    store, row = view.store(position), view.row(position)
+    store, row = saved.store(position), saved.row(position)
     if isinstance(store, RlinfStore) and store.suffix == file_format:
         try:
             return store.path_of(row).read_bytes()
         except OSError as exc:
             raise StorageError(f"cannot read {store.path_of(row)}: {exc}") from exc
-    trajectory = decode_trajectory(view.archive(position, reader))
+    trajectory = decode_trajectory(saved.archive(position, opened))
     return encode_trajectory_file(trajectory, file_format)

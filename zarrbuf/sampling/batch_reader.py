@@ -1,32 +1,93 @@
 """Run a read plan: opened archives, chunks fetched and decoded, one batch.
 
-Fills a batch chunk by chunk and reads nothing else of an archive. Knows no commit.
+Each sample of a big field is a chunk of its own, and goes to its row of the batch by
+itself; nothing else of an archive is read. Small fields are rows of tables, see
+`field_tables`. Knows no commit.
 """
 
 from __future__ import annotations
 
 import resource
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
 from zarrbuf.archive.chunks import ChunkReads
 from zarrbuf.archive.decode import compile_reading, decode_reads
-from zarrbuf.archive.spec import AnyArray, BatchField
+from zarrbuf.archive.spec import AnyArray, BatchField, step_rows
 from zarrbuf.common.thread_pool import Workers
-from zarrbuf.sampling.big_fields import plan_chunks
+from zarrbuf.errors import FormatError
+from zarrbuf.sampling.field_tables import TableRead, TableReader
 from zarrbuf.sampling.index_map import IntArray, ReadPlan
 from zarrbuf.sampling.open_archives import MAX_GROUPS, OpenArchives
-from zarrbuf.sampling.reading import Part, Reading, Trajectories
-from zarrbuf.sampling.small_reader import SmallReader
 from zarrbuf.sampling.stats import ReadStats, StatsKeeper
-from zarrbuf.storage.fetching import RemoteObject, fetch
+from zarrbuf.sampling.window import Window
+from zarrbuf.storage.fetching import FetchCost, RemoteObject, fetch
 from zarrbuf.storage.mmap import are_in_memory
 from zarrbuf.trajectory.archived import TrajectoryArchive
 
 PROBES: Final = 16
 """Chunks of a batch whose pages are looked for in memory before it is read."""
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """One batch while it is read.
+
+    Attributes:
+        arrays: field name -> C-contiguous array [n, ...] of the stored dtype.
+        big: fields of which each sample is a chunk.
+        small: the others.
+        window: the trajectories.
+        stats: what it costs.
+        cost: what fetching costs, a part of that.
+    """
+
+    arrays: Mapping[str, AnyArray]
+    big: Sequence[BatchField]
+    small: Sequence[BatchField]
+    window: Window
+    stats: ReadStats
+    cost: FetchCost = field(default_factory=FetchCost)
+
+    @classmethod
+    def of(
+        cls,
+        arrays: Mapping[str, AnyArray],
+        fields: Sequence[BatchField],
+        window: Window,
+        stats: ReadStats,
+    ) -> _Reading:
+        big = [one for one in fields if one.spec.is_big]
+        small = [one for one in fields if not one.spec.is_big]
+        return cls(arrays, big, small, window, stats)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some of the samples of a batch.
+
+    Attributes:
+        plan: which.
+        archives: those of its groups, or none where no big field is read.
+    """
+
+    plan: ReadPlan
+    archives: Sequence[TrajectoryArchive]
+
+    def tables(self, reading: _Reading) -> TableRead:
+        """Return what of it the small fields are read by."""
+        return TableRead(
+            plan=self.plan,
+            archives=self.archives,
+            window=reading.window,
+            fields=reading.small,
+            arrays=reading.arrays,
+            stats=reading.stats,
+            cost=reading.cost,
+        )
 
 
 class BatchReader:
@@ -51,7 +112,7 @@ class BatchReader:
             workers: threads that decode.
         """
         self.archives = OpenArchives(max_bytes=archive_bytes)
-        self.small = SmallReader(cache_bytes=cache_bytes, weigh=self.archives.weigh)
+        self.small = TableReader(cache_bytes=cache_bytes, weigh=self.archives.weigh)
         self.stats = StatsKeeper()
         self._workers = workers
         self._num_mapped = -1
@@ -74,15 +135,15 @@ class BatchReader:
         plan: ReadPlan,
         arrays: Mapping[str, AnyArray],
         fields: Sequence[BatchField],
-        trajectories: Trajectories,
+        window: Window,
     ) -> ReadStats:
         """Read the samples of a plan.
 
         Args:
             plan: which samples.
             arrays: field name -> C-contiguous array [n, ...] of the stored dtype.
-            fields: which fields, served by every trajectory of the plan.
-            trajectories: those of the window.
+            fields: which fields, some of the window's.
+            window: the trajectories.
 
         Returns:
             What it has cost.
@@ -94,7 +155,7 @@ class BatchReader:
             StorageError: if the storage failed.
         """
         stats = ReadStats(batches=1, samples=plan.num_samples)
-        reading = Reading(arrays, fields, trajectories, stats)
+        reading = _Reading.of(arrays, fields, window, stats)
         with stats.timing("compile"):
             compile_reading()
         num_opened = self.archives.num_opened
@@ -109,33 +170,35 @@ class BatchReader:
         self,
         plan: ReadPlan,
         fields: Sequence[BatchField],
-        trajectories: Trajectories,
+        window: Window,
     ) -> None:
         """Fetch what `read_batch` will read of object stores; raises what it does."""
         nothing = {
             field.name: np.empty((0, *field.spec.shape), field.spec.stored)
             for field in fields
         }
-        reading = Reading(nothing, fields, trajectories, ReadStats())
+        reading = _Reading.of(nothing, fields, window, ReadStats())
         for part in self._parts(plan, reading):
             if not reading.big:
-                self.small.fetch(part, reading)
+                self.small.fetch(part.tables(reading))
                 continue
             self._fetch(part, self._plan(part, reading), reading)
             self.archives.weigh(part.archives)
 
     @staticmethod
-    def _plan(part: Part, reading: Reading) -> list[ChunkReads]:
+    def _plan(part: _Part, reading: _Reading) -> list[ChunkReads]:
         return [
-            plan_chunks(part.archives, field, part.plan, reading.arrays[field.name])
+            _plan_chunks(part.archives, field, part.plan, reading.arrays[field.name])
             for field in reading.big
         ]
 
-    def _fetch(self, part: Part, reads: Sequence[ChunkReads], reading: Reading) -> None:
-        wanted = [*_chunk_ranges(part, reads), *self.small.ranges(part, reading)]
+    def _fetch(
+        self, part: _Part, reads: Sequence[ChunkReads], reading: _Reading
+    ) -> None:
+        wanted = [*_chunk_ranges(part, reads), *self.small.ranges(part.tables(reading))]
         fetch(wanted, reading.cost)
 
-    def _read_part(self, part: Part, reading: Reading) -> None:
+    def _read_part(self, part: _Part, reading: _Reading) -> None:
         with reading.stats.timing("plan"):
             reads = self._plan(part, reading)
         with reading.stats.timing("fetch"):
@@ -143,10 +206,10 @@ class BatchReader:
         if reads:
             self._decode(reads, reading.stats)
         if reading.small:
-            self.small.read(part, reading)
+            self.small.read(part.tables(reading))
         self.archives.weigh(part.archives)
 
-    def _parts(self, plan: ReadPlan, reading: Reading) -> Iterator[Part]:
+    def _parts(self, plan: ReadPlan, reading: _Reading) -> Iterator[_Part]:
         """Yield the groups of a plan in parts whose archives fit into memory.
 
         Archives made from `pt` and `pkl` files are in memory whole: a batch may need
@@ -155,7 +218,7 @@ class BatchReader:
         for first in range(0, len(plan.positions), MAX_GROUPS):
             some = plan.part(first, min(first + MAX_GROUPS, len(plan.positions)))
             if not reading.big:
-                yield Part(some, ())
+                yield _Part(some, ())
                 continue
             archives: list[TrajectoryArchive] = []
             num_bytes = start = 0
@@ -164,12 +227,12 @@ class BatchReader:
                 num_bytes += len(archive.source) if archive.is_in_memory else 0
                 is_last = stop == len(some.positions)
                 if is_last or num_bytes > self.archives.max_bytes:
-                    yield Part(some.part(start, stop), archives)
+                    yield _Part(some.part(start, stop), archives)
                     archives, num_bytes, start = [], 0, stop
 
     @staticmethod
-    def _opened(positions: IntArray, reading: Reading) -> Iterator[TrajectoryArchive]:
-        archives = reading.trajectories.archives(positions, reading.cost)
+    def _opened(positions: IntArray, reading: _Reading) -> Iterator[TrajectoryArchive]:
+        archives = reading.window.archives(positions, reading.cost)
         for _ in range(len(positions)):
             with reading.stats.timing("read"):
                 archive = next(archives)
@@ -192,7 +255,7 @@ class BatchReader:
 
 
 def _chunk_ranges(
-    part: Part, reads: Sequence[ChunkReads]
+    part: _Part, reads: Sequence[ChunkReads]
 ) -> Iterator[tuple[RemoteObject, IntArray]]:
     """Yield where the chunks are that are not mapped: objects, and ranges of them."""
     if all(archive.remote is None for archive in part.archives):
@@ -210,3 +273,71 @@ def _chunk_ranges(
 def _blocks_read() -> int:
     """Return the blocks that this process has read from a device so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_inblock
+
+
+def _plan_chunks(
+    archives: Sequence[TrajectoryArchive],
+    field: BatchField,
+    plan: ReadPlan,
+    out: AnyArray,
+) -> ChunkReads:
+    """Tell which chunks of a big field go to which rows of the batch.
+
+    Raises:
+        FormatError: if samples of a trajectory are of another size than a row.
+    """
+    # The same field may be an array of its own here and a stage of one there.
+    own = [archive.batch_field(field.name) for archive in archives]
+    shards = [a.shard(one.field) for a, one in zip(archives, own, strict=True)]
+    chunks = _chunk_numbers(archives, own, plan)
+    reads = ChunkReads(shards, plan.counts, chunks, out, plan.rows)
+    row_bytes = reads.row_bytes
+    for archive, shard in zip(archives, shards, strict=True):
+        if shard.num_bytes != row_bytes:
+            raise FormatError(
+                f"{archive.name}: field {field.name!r} has {shard.num_bytes} bytes a "
+                f"sample; {row_bytes} are expected"
+            )
+    return reads
+
+
+def _chunk_numbers(
+    archives: Sequence[TrajectoryArchive],
+    fields: Sequence[BatchField],
+    plan: ReadPlan,
+) -> IntArray:
+    """Return the chunk of each sample of a big field.
+
+    Args:
+        archives: one a group.
+        fields: the field as each of them keeps it.
+        plan: the samples.
+    """
+    pairs = list(zip(archives, fields, strict=True))
+    num_rows = [archive.num_rows(field.field) for archive, field in pairs]
+    num_envs = [archive.header.num_envs for archive in archives]
+    chunks = plan.flat
+    if num_rows != [archive.header.num_steps for archive in archives]:
+        parts = np.split(plan.flat, np.cumsum(plan.counts)[:-1])
+        chunks = np.concatenate(
+            [
+                _skip_extra_rows(archive, field, part)
+                for (archive, field), part in zip(pairs, parts, strict=True)
+            ]
+        )
+    stages = np.array([field.stage or 0 for field in fields])
+    first = stages * np.array(num_rows) * np.array(num_envs)
+    numbers: IntArray = chunks + plan.for_samples(first)
+    return numbers
+
+
+def _skip_extra_rows(
+    archive: TrajectoryArchive, field: BatchField, flat: IntArray
+) -> IntArray:
+    """Return where samples are in an array with extra rows on its time axis."""
+    header = archive.header
+    num_rows = archive.num_rows(field.field)
+    step, env = np.divmod(flat, header.num_envs)
+    kept = step_rows(field.spec.rows, num_rows, header.num_steps)
+    found: IntArray = kept[step] * header.num_envs + env
+    return found

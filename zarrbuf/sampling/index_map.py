@@ -1,4 +1,4 @@
-"""Which sample lies where: the window, the index map, the read plan.
+"""Which sample lies where: the index map, and the plan of what a batch reads.
 
 Pure: integers in, integers out. Samples are numbered through the trajectories of the
 window in order, within a trajectory `i = t * B + b`. Knows no file and no field.
@@ -43,8 +43,8 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Window:
-    """The trajectories that are drawn from.
+class IndexMap:
+    """Where the samples of the trajectories that are drawn from lie.
 
     Attributes:
         spans: trajectories, few spans of many.
@@ -58,15 +58,15 @@ class Window:
     firsts: IntArray
 
     @classmethod
-    def of(cls, num_steps: IntArray, num_envs: IntArray) -> Window:
-        """Make the window of trajectories given by their `T` and `B`."""
+    def of(cls, num_steps: IntArray, num_envs: IntArray) -> IndexMap:
+        """Make the map of trajectories given by their `T` and `B`."""
         steps = np.asarray(num_steps, np.int64)
         envs = np.asarray(num_envs, np.int64)
         return cls.of_spans([Span(np.cumsum(steps * envs), 0, steps, envs)])
 
     @classmethod
-    def of_spans(cls, spans: Sequence[Span]) -> Window:
-        """Make the window of some spans, one after the other."""
+    def of_spans(cls, spans: Sequence[Span]) -> IndexMap:
+        """Make the map of some spans, one after the other."""
         starts = np.cumsum([0, *(span.num_samples for span in spans)])
         firsts = np.cumsum([0, *(len(span.ends) for span in spans)])
         return cls(tuple(spans), starts, firsts)
@@ -185,13 +185,13 @@ def window_start(num_trajectories: int, sample_window_size: int) -> int:
 
 
 def plan_batch(
-    draws: IntArray, window: Window, *, in_place_order: bool = True
+    draws: IntArray, index: IndexMap, *, in_place_order: bool = True
 ) -> ReadPlan:
     """Plan which samples are read from which trajectory. Pure (no I/O).
 
     Args:
         draws: int64 [n], numbers of samples, any order, repeats allowed.
-        window: the trajectories that are drawn from.
+        index: of the trajectories that are drawn from.
         in_place_order: group the samples as they lie on disk. Small fields are in
             memory and need no order: every sample is a group of its own then.
 
@@ -202,16 +202,16 @@ def plan_batch(
         InvalidInputError: if a number lies outside the window.
     """
     draws = np.asarray(draws, np.int64)
-    if len(draws) and (draws.min() < 0 or draws.max() >= window.total_samples):
+    if len(draws) and (draws.min() < 0 or draws.max() >= index.total_samples):
         raise InvalidInputError(
             f"samples from {draws.min()} to {draws.max()} are drawn; "
-            f"[0, {window.total_samples}) are in the window"
+            f"[0, {index.total_samples}) are in the window"
         )
-    position, flat = _find_samples(draws, window)
+    position, flat = _find_samples(draws, index)
     if not in_place_order:
         every = np.arange(len(draws))
         return ReadPlan(position, np.ones_like(every), every, flat)
-    order = np.argsort(_places(position, flat, draws, window), kind="stable")
+    order = np.argsort(_places(position, flat, draws, index), kind="stable")
     position, flat = position[order], flat[order]
     is_first = np.ones(len(draws), np.bool_)
     is_first[1:] = position[1:] != position[:-1]
@@ -221,42 +221,42 @@ def plan_batch(
 
 
 def _by_span(
-    numbers: IntArray, bounds: IntArray, window: Window
+    numbers: IntArray, bounds: IntArray, index: IndexMap
 ) -> Iterator[tuple[int, Span, slice | IntArray]]:
     """Yield each span with the numbers that lie in it, as an index into them.
 
     Args:
         numbers: int64 [n].
         bounds: int64 [len(spans) + 1], ascending.
-        window: whose spans.
+        index: whose spans.
     """
-    if len(window.spans) == 1:
-        yield 0, window.spans[0], slice(None)
+    if len(index.spans) == 1:
+        yield 0, index.spans[0], slice(None)
         return
     which = np.searchsorted(bounds, numbers, side="right") - 1
-    for number, span in enumerate(window.spans):
+    for number, span in enumerate(index.spans):
         yield number, span, np.flatnonzero(which == number)
 
 
-def _find_samples(draws: IntArray, window: Window) -> tuple[IntArray, IntArray]:
+def _find_samples(draws: IntArray, index: IndexMap) -> tuple[IntArray, IntArray]:
     """Find the trajectory of each sample.
 
     Returns:
         int64 [n] each: the position of the trajectory, and the sample in it.
     """
     position, flat = np.empty((2, len(draws)), np.int64)
-    for number, span, here in _by_span(draws, window.starts, window):
-        counted = draws[here] - (window.starts[number] - span.before)
+    for number, span, here in _by_span(draws, index.starts, index):
+        counted = draws[here] - (index.starts[number] - span.before)
         # On the right side: a trajectory without samples ends where it starts.
         found = np.searchsorted(span.ends, counted, side="right")
         size = span.num_steps[found] * span.num_envs[found]
         flat[here] = counted - span.ends[found] + size
-        position[here] = found + window.firsts[number]
+        position[here] = found + index.firsts[number]
     return position, flat
 
 
 def _places(
-    position: IntArray, flat: IntArray, draws: IntArray, window: Window
+    position: IntArray, flat: IntArray, draws: IntArray, index: IndexMap
 ) -> IntArray:
     """Return numbers that order samples as they lie on disk.
 
@@ -265,8 +265,8 @@ def _places(
         samples by environment, then step.
     """
     place = draws - flat
-    for number, span, here in _by_span(position, window.firsts, window):
-        found = position[here] - window.firsts[number]
+    for number, span, here in _by_span(position, index.firsts, index):
+        found = position[here] - index.firsts[number]
         step, env = np.divmod(flat[here], span.num_envs[found])
         place[here] += env * span.num_steps[found] + step
     return place

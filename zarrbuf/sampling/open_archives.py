@@ -1,46 +1,28 @@
 """Archives that are open: kept within bounds, and opened many at once where that pays.
 
 Owns the bounds, and the check that an archive is as long as its row says. Archives come
-from a home; what is fetched of them, others say.
+from a store; what is fetched of them, others say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 
 from zarrbuf.common.lru import LruCache
 from zarrbuf.errors import FormatError
-from zarrbuf.manifest.rows import Row, Rows
+from zarrbuf.manifest.rows import Rows
 from zarrbuf.sampling.index_map import IntArray
 from zarrbuf.storage.fetching import FetchCost, fetch_whole
+from zarrbuf.stores.contract import TrajectoryStore
 from zarrbuf.trajectory.archived import TrajectoryArchive
 
 MAX_OPEN_ARCHIVES: Final = 16_384
 """Mapped files kept; Linux allows a process 65,530 mappings."""
 MAX_GROUPS: Final = 4096
 """Trajectories that are open at once for one batch."""
-
-
-class Home(Protocol):
-    """Where the archives of some trajectories are."""
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether archives are fetched in parts, so that many are opened at once."""
-        ...
-
-    def keeps(self, uuid: str) -> bool:
-        """Whether the bytes of an archive are in memory anyway, for the time being."""
-        ...
-
-    def open_archives(
-        self, rows: Sequence[Row], cost: FetchCost
-    ) -> list[TrajectoryArchive]:
-        """Open archives; raises NotFoundError, FormatError or StorageError."""
-        ...
 
 
 class OpenArchives:
@@ -82,7 +64,9 @@ class OpenArchives:
         """Forget one, because it has moved (from memory to disk)."""
         self._kept.discard(uuid)
 
-    def whole(self, rows: Rows, position: int, home: Home) -> TrajectoryArchive:
+    def whole(
+        self, rows: Rows, position: int, store: TrajectoryStore
+    ) -> TrajectoryArchive:
         """Return the archive of one row with all of its bytes.
 
         Raises:
@@ -91,23 +75,23 @@ class OpenArchives:
             StorageError: if the storage failed.
         """
         cost = FetchCost()
-        (archive,) = self.several(rows, np.array([position]), home, cost)
+        (archive,) = self.several(rows, np.array([position]), store, cost)
         fetch_whole([archive.remote], cost)
         self.weigh([archive])
         return archive
 
     def several(
-        self, rows: Rows, positions: IntArray, home: Home, cost: FetchCost
+        self, rows: Rows, positions: IntArray, store: TrajectoryStore, cost: FetchCost
     ) -> Iterator[TrajectoryArchive]:
         """Yield the archives of some rows, opened or kept from before.
 
-        Those of a remote home are opened at once, others as they are asked for: they
+        Those of a remote store are opened at once, others as they are asked for: they
         may be in memory whole.
 
         Args:
             rows: the rows.
             positions: int64 [n], which of them.
-            home: where their archives are.
+            store: where their archives are.
             cost: what opening costs is added.
 
         Raises:
@@ -115,16 +99,20 @@ class OpenArchives:
             FormatError: if one is damaged, or another one than its row says.
             StorageError: if the storage failed.
         """
-        step = MAX_GROUPS if home.is_remote else 1
+        step = MAX_GROUPS if store.is_remote else 1
         for start in range(0, len(positions), step):
             some = positions[start : start + step].tolist()
-            archives = self._have(rows, some, home, cost)
+            archives = self._have(rows, some, store, cost)
             for position, archive in zip(some, archives, strict=True):
                 _check_shape(rows, position, archive)
                 yield archive
 
     def _have(
-        self, rows: Rows, positions: Sequence[int], home: Home, cost: FetchCost
+        self,
+        rows: Rows,
+        positions: Sequence[int],
+        store: TrajectoryStore,
+        cost: FetchCost,
     ) -> list[TrajectoryArchive]:
         uuids = [rows.uuid(position) for position in positions]
         kept = zip(uuids, self._kept.get_all(uuids), strict=True)
@@ -132,19 +120,21 @@ class OpenArchives:
         pairs = zip(uuids, positions, strict=True)
         wanted = {uuid: number for uuid, number in pairs if uuid not in found}
         if wanted:
-            opened = home.open_archives([rows.row(n) for n in wanted.values()], cost)
+            opened = store.open_archives([rows.row(n) for n in wanted.values()], cost)
             for uuid, archive in zip(wanted, opened, strict=True):
-                self._keep(uuid, archive, home)
+                self._keep(uuid, archive, store)
                 found[uuid] = archive
         return [found[uuid] for uuid in uuids]
 
-    def _keep(self, uuid: str, archive: TrajectoryArchive, home: Home) -> None:
-        is_kept = archive.is_in_memory and home.keeps(uuid)
+    def _keep(
+        self, uuid: str, archive: TrajectoryArchive, store: TrajectoryStore
+    ) -> None:
+        is_kept = archive.is_in_memory and store.keeps(uuid)
         is_held = archive.is_in_memory and not is_kept
         cost = archive.open_bytes + archive.fetched_bytes
         cost += len(archive.source) if is_held else 0
         self._kept.put(uuid, archive, cost=cost)
-        if is_kept and not home.keeps(uuid):
+        if is_kept and not store.keeps(uuid):
             # Forgotten meanwhile: nothing else would drop it from here.
             self._kept.discard(uuid)
         self.num_opened += 1

@@ -12,7 +12,6 @@ import functools
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,11 +19,10 @@ from typing import Any
 
 import torch
 
-from zarrbuf.archive.spec import BatchField
 from zarrbuf.common.background import BackgroundThread
 from zarrbuf.sampling.batch_reader import BatchReader
-from zarrbuf.sampling.index_map import IntArray, Window, plan_batch
-from zarrbuf.sampling.reading import Trajectories
+from zarrbuf.sampling.index_map import IntArray, plan_batch
+from zarrbuf.sampling.window import Window
 from zarrbuf.storage.fetching import FetchCost, fetch_whole
 
 Tensor = torch.Tensor
@@ -115,8 +113,7 @@ class Prefetcher:
         self,
         generator: torch.Generator,
         count: int,
-        fields: Sequence[BatchField],
-        trajectories: Trajectories,
+        window: Window,
         *,
         batch_bytes: int,
     ) -> None:
@@ -125,25 +122,24 @@ class Prefetcher:
         Args:
             generator: where it stands after the batch that was drawn now.
             count: samples of that batch.
-            fields: of batches.
-            trajectories: drawn from.
+            window: drawn from.
             batch_bytes: what the chunks of that batch took; ahead is fetched what has
                 room among what is kept.
         """
         with self._own_lock():
-            depth = self._depth_for(trajectories.window, count, batch_bytes)
+            depth = self._depth_for(window, count, batch_bytes)
             if not depth:
                 self._drop_plans()
                 return
             if self._expected is None:
                 self._expected = torch.Generator()
                 self._expected.set_state(generator.get_state())
-            total = trajectories.window.total_samples
+            total = window.index.total_samples
             while len(self._ahead) < depth:
                 draws = torch.randint(0, total, (count,), generator=self._expected)
-                plan = plan_batch(draws.numpy(), trajectories.window)
+                plan = plan_batch(draws.numpy(), window.index)
                 fetching = functools.partial(
-                    self._reader.fetch_batch, plan, fields, trajectories
+                    self._reader.fetch_batch, plan, window.fields, window
                 )
                 self._ahead.append(_Planned(draws, self._thread.submit(fetching)))
 
@@ -155,29 +151,22 @@ class Prefetcher:
         room = self._reader.archives.max_bytes // 2
         return min(self._depth, room // max(1, batch_bytes))
 
-    def fetch_newest(
-        self, trajectories: Trajectories, newest: Callable[[int], IntArray]
-    ) -> None:
-        """Have the newest trajectories fetched whole, once for each window.
-
-        Args:
-            trajectories: drawn from.
-            newest: gives the positions of so many, ascending.
-        """
+    def fetch_newest(self, window: Window) -> None:
+        """Have the newest trajectories fetched whole, once for each window."""
         with self._own_lock():
-            if self._newest_of is trajectories.window or not self._num_newest:
+            if self._newest_of is window or not self._num_newest:
                 return
-            self._newest_of = trajectories.window
-        positions = newest(self._num_newest)
-        fetching = functools.partial(self._fetch_whole, positions, trajectories)
+            self._newest_of = window
+        positions = window.newest(self._num_newest)
+        fetching = functools.partial(self._fetch_whole, positions, window)
         self._newest_thread.submit(fetching)
 
-    def _fetch_whole(self, positions: IntArray, trajectories: Trajectories) -> None:
+    def _fetch_whole(self, positions: IntArray, window: Window) -> None:
         cost = FetchCost()
-        archives = list(trajectories.archives(positions, cost))
+        archives = list(window.archives(positions, cost))
         room = self._reader.archives.max_bytes // 2
         for archive in reversed(archives):
-            if self._newest_of is not trajectories.window:
+            if self._newest_of is not window:
                 return  # there are newer ones
             room -= archive.open_bytes + len(archive.source)
             if archive.remote is None or room < 0:

@@ -6,8 +6,6 @@ no generator.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -17,39 +15,17 @@ from zarrbuf.errors import EmptyBufferError
 from zarrbuf.sampling.batch_memory import BatchMemory
 from zarrbuf.sampling.batch_reader import BatchReader
 from zarrbuf.sampling.batches import arrays_of, as_batch, new_arrays
-from zarrbuf.sampling.index_map import IntArray, Window, plan_batch
+from zarrbuf.sampling.index_map import plan_batch
 from zarrbuf.sampling.prefetch import Prefetcher
 from zarrbuf.sampling.stats import ReadStats
-from zarrbuf.sampling.window import View
-from zarrbuf.storage.fetching import FetchCost
-from zarrbuf.trajectory.archived import TrajectoryArchive
+from zarrbuf.sampling.window import Window
 
 MAX_BATCH: Final = 2**24
 """Samples of one batch; the images of so many are more than memories hold."""
 
 
-@dataclass(frozen=True)
-class _Trajectories:
-    """The trajectories of a view, opened by a reader."""
-
-    view: View
-    reader: BatchReader
-
-    @property
-    def window(self) -> Window:
-        return self.view.window
-
-    def uuids(self, positions: IntArray) -> list[str]:
-        return self.view.uuids(positions)
-
-    def archives(
-        self, positions: IntArray, cost: FetchCost
-    ) -> Iterator[TrajectoryArchive]:
-        return self.view.archives(positions, self.reader, cost)
-
-
 class Sampler:
-    """Draws batches from views."""
+    """Draws batches from windows."""
 
     def __init__(
         self, reader: BatchReader, memory: BatchMemory, prefetcher: Prefetcher
@@ -60,34 +36,32 @@ class Sampler:
         self._prefetcher = prefetcher
 
     def sample(
-        self, view: View, count: int, generator: torch.Generator, out: Any
+        self, window: Window, count: int, generator: torch.Generator, out: Any
     ) -> dict[str, Any]:
-        """Do what `TrajectoryReplayBuffer.sample` says, from `view`."""
+        """Do what `TrajectoryReplayBuffer.sample` says, from `window`."""
         count = check_whole_number("num_chunks", count, minimum=1, maximum=MAX_BATCH)
-        total = view.window.total_samples
+        total, fields = window.index.total_samples, window.fields
         if not total:
             raise EmptyBufferError(
                 "the buffer holds no trajectory; add or load some before sampling"
             )
         planning = ReadStats()
         with planning.timing("plan"):
-            fields = view.fields(self._reader)
             if out is None:
                 arrays = new_arrays(fields, count, self._memory)
             else:
                 arrays = arrays_of(out, fields, count)
             draws = torch.randint(0, total, (count,), generator=generator)
             any_big = any(field.spec.is_big for field in fields)
-            plan = plan_batch(draws.numpy(), view.window, in_place_order=any_big)
-        window = _Trajectories(view, self._reader)
-        if view.is_remote:
+            plan = plan_batch(draws.numpy(), window.index, in_place_order=any_big)
+        if window.is_remote:
             with planning.timing("fetch"):
-                self._prefetcher.wait_for(draws, view.window)
+                self._prefetcher.wait_for(draws, window)
         stats = self._reader.read_batch(plan, arrays, fields, window)
-        if view.is_remote:
-            self._prefetcher.fetch_newest(window, view.newest)
+        if window.is_remote:
+            self._prefetcher.fetch_newest(window)
             self._prefetcher.plan_next(
-                generator, count, fields, window, batch_bytes=stats.bytes_read
+                generator, count, window, batch_bytes=stats.bytes_read
             )
         stats.add(planning)
         self._reader.stats.add(stats)

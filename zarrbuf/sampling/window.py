@@ -1,89 +1,81 @@
-"""What a buffer samples from right now: the newest rows of some stores.
+"""What is sampled from: rows of some stores, one after the other, and their fields.
 
-A view is immutable; adding, loading and clearing make a new one, which costs the same
-however many rows there are. Owns the window
-across stores and which fields its batches have. Knows no thread and no file.
+`LiveRows` are the rows that a buffer lists, by position; a `Window` is the newest of
+them with all that a draw needs to know, found out once, when it is made. Both never
+change: adding, loading and clearing make new ones, which costs the same however many
+rows there are. Knows no thread and no file.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from zarrbuf.archive.spec import BatchField, FieldSpec, Schema
-from zarrbuf.errors import InvalidInputError
+from zarrbuf.archive.spec import BatchField, Schema, sorted_fields
 from zarrbuf.manifest.row_table import Stretch
 from zarrbuf.manifest.rows import UNKNOWN_SCHEMA, IntArray, Row, Rows
-from zarrbuf.sampling.batch_reader import BatchReader
-from zarrbuf.sampling.index_map import Span, Window, window_start
-from zarrbuf.sampling.small_fields import sorted_fields
+from zarrbuf.sampling.index_map import IndexMap, Span, window_start
+from zarrbuf.sampling.open_archives import OpenArchives
 from zarrbuf.storage.fetching import FetchCost
 from zarrbuf.stores.contract import TrajectoryStore, known_name
 from zarrbuf.trajectory.archived import TrajectoryArchive
+from zarrbuf.trajectory.same_fields import check_fields
 
 _LOG: Final = logging.getLogger("zarrbuf")
 _UNKNOWN: Final = int(UNKNOWN_SCHEMA, 16)
 _MAX_KNOWN: Final = 256
 Part = tuple[TrajectoryStore, Stretch]
-FieldsOfSchemas = dict[frozenset[int], list[BatchField]]
 
 
-@dataclass(frozen=True)
-class View:
-    """The trajectories of the window, each with the store it is in.
+@dataclass(frozen=True, eq=False)
+class LiveRows:
+    """Rows that are listed, of some stores, one after the other.
 
     Positions count all rows of the parts, those too that were taken off the list.
 
     Attributes:
-        parts: stores with the listed rows that are in the window.
-        known: schemas -> fields of batches; views of one buffer share it.
+        parts: stores with those of their rows that are listed.
+        index: the samples of these rows, numbered.
     """
 
     parts: tuple[Part, ...]
-    known: FieldsOfSchemas = field(default_factory=dict)
+    index: IndexMap
 
     @classmethod
-    def of(
-        cls,
-        parts: Sequence[Part],
-        *,
-        sample_window_size: int,
-        known: FieldsOfSchemas | None = None,
-    ) -> View:
-        """Make the view of the newest rows of `parts`, one after the other.
+    def of(cls, parts: Sequence[Part]) -> LiveRows:
+        """Put the listed rows of `parts` one after the other."""
+        index = IndexMap.of_spans([_span(listed) for _, listed in parts])
+        return cls(tuple(parts), index)
 
-        Args:
-            parts: stores with those of their rows that are listed.
-            sample_window_size: trajectories in the window, 0 for all.
-            known: what other views found out about the fields of some schemas.
-        """
-        total = sum(len(listed) for _, listed in parts)
-        wanted = total - window_start(total, sample_window_size)
+    def newest(self, window_size: int) -> LiveRows:
+        """Return the newest `window_size` rows, all for 0."""
+        total = len(self)
+        wanted = total - window_start(total, window_size)
         kept: list[Part] = []
-        for store, listed in reversed(parts):
+        for store, listed in reversed(self.parts):
             newest = listed.newest(wanted)
             wanted -= len(newest)
             kept.append((store, newest))
-        return cls(tuple(reversed(kept)), {} if known is None else known)
+        return LiveRows.of(kept[::-1])
 
     def __len__(self) -> int:
-        """Return the number of trajectories in the window."""
+        """Return the number of rows."""
         return sum(len(listed) for _, listed in self.parts)
 
-    @functools.cached_property
-    def window(self) -> Window:
-        """The samples of the window, numbered."""
-        return Window.of_spans([_span(listed) for _, listed in self.parts])
+    @property
+    def total_samples(self) -> int:
+        """Samples of all rows."""
+        return self.index.total_samples
 
-    @functools.cached_property
+    @property
     def positions(self) -> IntArray:
-        """Positions of the trajectories in the window, in order."""
-        pairs = zip(self.window.firsts, self.parts, strict=False)
+        """Positions of the rows that are listed, int64 [len(self)], ascending."""
+        pairs = zip(self.index.firsts, self.parts, strict=False)
         found = [
             first + listed.positions - listed.start for first, (_, listed) in pairs
         ]
@@ -91,16 +83,12 @@ class View:
 
     @property
     def is_remote(self) -> bool:
-        """Whether any trajectory is on an object store."""
+        """Whether any row is on an object store."""
         return any(store.is_remote and len(listed) for store, listed in self.parts)
-
-    def newest(self, count: int) -> IntArray:
-        """Return positions of the newest trajectories, ascending, at most `count`."""
-        return self.positions[len(self.positions) - min(count, len(self.positions)) :]
 
     def _locate(self, position: int) -> tuple[TrajectoryStore, Rows, int]:
         """Return the store of a trajectory, the rows it is in, and where."""
-        number, offset = self.window.locate(position)
+        number, offset = self.index.locate(position)
         store, listed = self.parts[number]
         return store, listed.table.rows, listed.start + offset
 
@@ -123,7 +111,7 @@ class View:
         return found
 
     def archives(
-        self, positions: IntArray, reader: BatchReader, cost: FetchCost
+        self, positions: IntArray, opened: OpenArchives, cost: FetchCost
     ) -> Iterator[TrajectoryArchive]:
         """Yield the archives of some trajectories, ascending positions.
 
@@ -131,69 +119,25 @@ class View:
         """
         for here, first, (store, listed) in self._by_part(positions):
             numbers = here - first + listed.start
-            rows = listed.table.rows
-            yield from reader.archives.several(rows, numbers, store, cost)
+            yield from opened.several(listed.table.rows, numbers, store, cost)
 
     def _by_part(self, positions: IntArray) -> Iterator[tuple[IntArray, int, Part]]:
         """Yield the ascending positions in each part, and its first position."""
-        firsts = self.window.firsts
+        firsts = self.index.firsts
         cuts = np.searchsorted(positions, firsts)
         for number, part in enumerate(self.parts):
             here = positions[cuts[number] : cuts[number + 1]]
             yield here, int(firsts[number]), part
 
-    def archive(self, position: int, reader: BatchReader) -> TrajectoryArchive:
+    def archive(self, position: int, opened: OpenArchives) -> TrajectoryArchive:
         """Return the archive of one trajectory, with all of its bytes."""
         store, rows, number = self._locate(position)
-        return reader.archives.whole(rows, number, store)
+        return opened.whole(rows, number, store)
 
-    def fields(self, reader: BatchReader) -> list[BatchField]:
-        """Return the fields that every trajectory of the window has, by name.
-
-        Args:
-            reader: opens archives whose schema no list tells.
-
-        Raises:
-            InvalidInputError: if two trajectories have a field of one name, but of
-                different dtype or shape.
-        """
-        if "_fields" not in self.__dict__:
-            self.__dict__["_fields"] = self._fields_of_schemas(reader)
-        found: list[BatchField] = self.__dict__["_fields"]
-        return found
-
-    def _fields_of_schemas(self, reader: BatchReader) -> list[BatchField]:
-        key = frozenset(s for _, listed in self.parts for s in listed.schemas)
-        if _UNKNOWN in key:  # says nothing about the fields
-            return self._common_fields(reader)
-        fields = self.known.get(key)
-        if fields is None:
-            fields = self._common_fields(reader)
-            if len(self.known) >= _MAX_KNOWN:
-                self.known.clear()
-            self.known[key] = fields
-        return fields
-
-    def _common_fields(self, reader: BatchReader) -> list[BatchField]:
-        known: dict[str, BatchField] = {}
-        common: set[str] | None = None
-        for position in self._some_of_each_schema():
-            row = self.row(position)
-            schema = self.store(position).known_schema(row)
-            if schema is None:
-                schema = self.archive(position, reader).header.schema
-            fields = sorted_fields(schema)
-            check_fields(fields, known, name=known_name(row))
-            known.update({field.name: field for field in fields})
-            names = {field.name for field in fields}
-            common = names if common is None else common & names
-        _warn_left_out(frozenset(set(known) - (common or set())))
-        return [known[name] for name in sorted(common or ())]
-
-    def _some_of_each_schema(self) -> list[int]:
+    def some_of_each_schema(self) -> list[int]:
         """Return one row per store and schema; every row whose schema is not known."""
         found: list[int] = []
-        for first, (_, listed) in zip(self.window.firsts, self.parts, strict=False):
+        for first, (_, listed) in zip(self.index.firsts, self.parts, strict=False):
             positions = {*listed.schemas.values()}
             if _UNKNOWN in listed.schemas:
                 every = listed.positions
@@ -201,6 +145,99 @@ class View:
                 positions.update(every[schemas == _UNKNOWN].tolist())
             found += [int(first) + n - listed.start for n in sorted(positions)]
         return found
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """The trajectories that are drawn from; the same object while they are the same.
+
+    Attributes:
+        rows: their rows.
+        fields: the fields that every one of them has, by name.
+        opened: where their archives are kept open.
+    """
+
+    rows: LiveRows
+    fields: tuple[BatchField, ...]
+    opened: OpenArchives
+
+    @property
+    def index(self) -> IndexMap:
+        """Where their samples lie."""
+        return self.rows.index
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether any trajectory is on an object store."""
+        return self.rows.is_remote
+
+    def newest(self, count: int) -> IntArray:
+        """Return positions of the newest trajectories, ascending, at most `count`."""
+        positions = self.rows.positions
+        return positions[len(positions) - min(count, len(positions)) :]
+
+    def uuids(self, positions: IntArray) -> list[str]:
+        """Return the uuids of some trajectories, ascending positions."""
+        return self.rows.uuids(positions)
+
+    def archives(
+        self, positions: IntArray, cost: FetchCost
+    ) -> Iterator[TrajectoryArchive]:
+        """Yield the archives of some trajectories, see `LiveRows.archives`."""
+        return self.rows.archives(positions, self.opened, cost)
+
+
+class FieldFinder:
+    """Finds the fields that all trajectories of a window have.
+
+    Windows of one buffer mostly have the same schemas: what was found is remembered.
+    Safe between threads: two may find out the same.
+    """
+
+    def __init__(self, opened: OpenArchives) -> None:
+        """Open with `opened` what no list tells the fields of."""
+        self._opened = opened
+        self._known: dict[frozenset[int], tuple[BatchField, ...]] = {}
+
+    def clear(self) -> None:
+        """Forget what was found."""
+        self._known.clear()
+
+    def fields_of(self, rows: LiveRows) -> tuple[BatchField, ...]:
+        """Return the fields that every one of some trajectories has, by name.
+
+        Raises:
+            InvalidInputError: if two trajectories have a field of one name, but of
+                different dtype or shape.
+            FormatError: if an archive that had to be opened is damaged.
+            NotFoundError: if one is not there.
+        """
+        key = frozenset(s for _, listed in rows.parts for s in listed.schemas)
+        if _UNKNOWN in key:  # says nothing about the fields
+            return self._common_fields(rows)
+        fields = self._known.get(key)
+        if fields is None:
+            fields = self._common_fields(rows)
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()
+            self._known[key] = fields
+        return fields
+
+    def _common_fields(self, rows: LiveRows) -> tuple[BatchField, ...]:
+        known: dict[str, BatchField] = {}
+        common: set[str] | None = None
+        for position in rows.some_of_each_schema():
+            row = rows.row(position)
+            schema = rows.store(position).known_schema(row)
+            if schema is None:
+                schema = rows.archive(position, self._opened).header.schema
+            fields = sorted_fields(schema)
+            check_fields(fields, known, name=known_name(row))
+            known.update({field.name: field for field in fields})
+            names = {field.name for field in fields}
+            common = names if common is None else common & names
+        _warn_left_out(frozenset(set(known) - (common or set())))
+        return tuple(known[name] for name in sorted(common or ()))
 
 
 def _span(listed: Stretch) -> Span:
@@ -212,54 +249,6 @@ def _span(listed: Stretch) -> Span:
         table.rows.column("T")[part],
         table.rows.column("B")[part],
     )
-
-
-def check_fields(
-    fields: Sequence[BatchField], known: Mapping[str, BatchField], *, name: str
-) -> None:
-    """Check that fields have the dtype and shape they are known by.
-
-    Args:
-        fields: of one trajectory.
-        known: batch field name -> field, of the others.
-        name: name of the trajectory, for the message.
-
-    Raises:
-        InvalidInputError: naming the first that differs.
-    """
-    for one in fields:
-        other = known.get(one.name)
-        if other is not None and other.spec != one.spec:
-            raise InvalidInputError(
-                f"{name}: field {one.name!r} is {_describe(one.spec)}; in the "
-                f"trajectories before it is {_describe(other.spec)}"
-            )
-
-
-def check_same_fields(schemas: Iterable[tuple[str, Schema]]) -> None:
-    """Check that a field is the same in all of some schemas.
-
-    Args:
-        schemas: where each is from, for the message, and the schema.
-
-    Raises:
-        InvalidInputError: naming every field that differs, and where.
-    """
-    known: dict[str, BatchField] = {}
-    problems: list[str] = []
-    for name, schema in schemas:
-        for one in sorted_fields(schema):
-            try:
-                check_fields([one], known, name=name)
-            except InvalidInputError as exc:
-                problems.append(str(exc))
-            known.setdefault(one.name, one)
-    if problems:
-        raise InvalidInputError("; ".join(dict.fromkeys(problems)))
-
-
-def _describe(spec: FieldSpec) -> str:
-    return f"{spec.dtype} {list(spec.shape)} a sample"
 
 
 def known_fields(parts: Sequence[Part]) -> dict[str, BatchField]:

@@ -10,17 +10,14 @@ from hypothesis import strategies as st
 from support.batches import assert_same_batch, draw
 from support.trajectories import make_trajectory
 
-import zarrbuf.sampling.small_fields
+import zarrbuf.sampling.field_tables
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
+from zarrbuf.archive.spec import sorted_fields
 from zarrbuf.errors import FormatError
 from zarrbuf.sampling.batch_memory import BatchMemory
 from zarrbuf.sampling.batches import new_arrays
-from zarrbuf.sampling.index_map import Window, plan_batch
-from zarrbuf.sampling.small_fields import (
-    SmallTables,
-    decode_small_fields,
-    sorted_fields,
-)
+from zarrbuf.sampling.field_tables import SmallTables, decode_small_fields
+from zarrbuf.sampling.index_map import IndexMap, plan_batch
 from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.encoding import encode_trajectory
 
@@ -29,7 +26,7 @@ from zarrbuf.trajectory.encoding import encode_trajectory
 def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a test with the compiled loops and without."""
     if request.param == "no loops":
-        monkeypatch.setattr(zarrbuf.sampling.small_fields, "have_loops", lambda: False)
+        monkeypatch.setattr(zarrbuf.sampling.field_tables, "have_loops", lambda: False)
 
 
 def made(seed: int, *, image_size: int, extra: bool) -> Trajectory:
@@ -94,19 +91,19 @@ def archive_and_tables(num_steps: int) -> tuple[TrajectoryArchive, SmallTables]:
     data = encode_trajectory(trajectory, uuid="0" * 32, codec="lz4").data
     archive = TrajectoryArchive(data, name="x")
     fields = [f for f in sorted_fields(archive.header.schema) if not f.spec.is_big]
-    window = Window.of(np.array([num_steps]), np.array([2]))
+    window = IndexMap.of(np.array([num_steps]), np.array([2]))
     return archive, SmallTables(window, fields, num_dropped=0)
 
 
 def test_of_two_tables_of_one_trajectory_the_first_is_kept() -> None:
     archive, tables = archive_and_tables(num_steps=2)
-    fields, window = tables.fields, tables.window
+    fields, index = tables.fields, tables.index
     first = decode_small_fields(archive)
     tables.put(0, first, name="x")
     other = decode_small_fields(archive)
     tables.put(0, other, name="x")
     other[:] = np.zeros((), other.dtype)  # what is not kept may become anything
-    plan = plan_batch(np.arange(4), window)
+    plan = plan_batch(np.arange(4), index)
     batch = new_arrays(fields, 4, BatchMemory())
     tables.gather(plan, batch)
     for field in fields:

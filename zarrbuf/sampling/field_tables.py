@@ -1,0 +1,368 @@
+"""Small fields of a batch: whole trajectories decoded into tables, rows gathered.
+
+The small fields of one sample are one row of a table, so that a sample costs one copy
+however many fields there are. Tables are kept decoded within bounds, and decoded where
+they miss.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from zarrbuf.archive.chunks import address_of, require
+from zarrbuf.archive.decode import have_loops, scatter_rows
+from zarrbuf.archive.spec import AnyArray, BatchField, sorted_fields, step_rows
+from zarrbuf.common.lru import LruCache
+from zarrbuf.errors import FormatError
+from zarrbuf.sampling.index_map import IndexMap, IntArray, ReadPlan
+from zarrbuf.sampling.stats import ReadStats
+from zarrbuf.sampling.window import Window
+from zarrbuf.storage.fetching import FetchCost, RemoteObject, fetch
+from zarrbuf.trajectory.archived import TrajectoryArchive
+
+MIN_TABLE_BYTES: Final = 16 << 20
+"""Tables of small fields that one batch may hold at a time without any cache."""
+TABLE_BYTES: Final = 400
+"""What keeping a table of small fields takes besides its content."""
+
+
+@dataclass(frozen=True)
+class TableRead:
+    """The small fields of some samples of a batch that is read.
+
+    Attributes:
+        plan: which samples.
+        archives: those of its groups, where they are open for big fields, or none.
+        window: the trajectories.
+        fields: which fields, small ones.
+        arrays: field name -> array [n, ...] of the batch.
+        stats: what it costs.
+        cost: what fetching costs.
+    """
+
+    plan: ReadPlan
+    archives: Sequence[TrajectoryArchive]
+    window: Window
+    fields: Sequence[BatchField]
+    arrays: Mapping[str, AnyArray]
+    stats: ReadStats
+    cost: FetchCost
+
+
+class SmallTables:
+    """Decoded small fields of the trajectories of one window, by position.
+
+    Attributes:
+        index: whose positions these are.
+        fields: the columns of every table.
+        num_dropped: what the cache that the tables come from had forgotten by then.
+        num_bytes: of the tables.
+    """
+
+    def __init__(
+        self,
+        index: IndexMap,
+        fields: Sequence[BatchField],
+        *,
+        num_dropped: int,
+    ) -> None:
+        """Start without any."""
+        self.index = index
+        self.fields = list(fields)
+        self.num_dropped = num_dropped
+        self._dtype = packed_dtype(fields)
+        self.num_bytes = 0
+        self._tables: dict[int, AnyArray] = {}
+        # Memory that the system hands out as zeros costs nothing until it is used.
+        self._addresses = np.zeros(index.num_trajectories, np.int64)
+        self._sizes = np.zeros(index.num_trajectories, np.int64)
+
+    def unknown(self, positions: IntArray) -> IntArray:
+        """Return which of some trajectories have no table yet.
+
+        Args:
+            positions: int64 [n], repeats allowed.
+
+        Returns:
+            int64 [m], indices in `positions`, by position, none twice.
+        """
+        unknown = np.flatnonzero(self._addresses[positions] == 0)
+        if not len(unknown):
+            return unknown
+        return unknown[np.unique(positions[unknown], return_index=True)[1]]
+
+    def table_bytes(self, positions: IntArray) -> IntArray:
+        """Return what the tables of some trajectories take, int64 [n]."""
+        return self.index.num_samples_of(positions) * self._dtype.itemsize
+
+    def put(self, position: int, table: AnyArray, *, name: str) -> None:
+        """Keep the table of a trajectory; it may have more columns.
+
+        Raises:
+            FormatError: if it has other than T * B rows, `name` says whose.
+        """
+        (expected,) = self.index.num_samples_of(np.array([position]))
+        if len(table) != expected:
+            raise FormatError(
+                f"{name}: holds {len(table)} samples; the list says {expected}"
+            )
+        if table.dtype is not self._dtype:
+            wanted = np.empty(len(table), self._dtype)
+            for field in self.fields:
+                wanted[field.name] = table[field.name]
+            table = wanted
+        # Of two threads that bring one, the first wins: the address must be that of
+        # the table that is kept.
+        table = self._tables.setdefault(position, table)
+        self.num_bytes += table.nbytes
+        self._sizes[position] = len(table)
+        self._addresses[position] = address_of(table)  # last: it tells that it is there
+
+    def gather(self, plan: ReadPlan, batch: Mapping[str, AnyArray]) -> None:
+        """Copy the rows of a plan to their rows of the batch.
+
+        Args:
+            plan: samples of trajectories that all have a table.
+            batch: field name -> array [n, ...], of `fields` at least.
+        """
+        if not have_loops():
+            self._gather_plainly(plan, batch)
+            return
+        sizes = plan.for_samples(self._sizes[plan.positions])
+        require((plan.flat >= 0).all() and (plan.flat < sizes).all())
+        columns = self._dtype.fields
+        assert columns is not None
+        offsets = [columns[field.name][1] for field in self.fields]
+        outs = [batch[field.name] for field in self.fields]
+        num_bytes = self._dtype.itemsize
+        first = plan.for_samples(self._addresses[plan.positions])
+        sources = (first + plan.flat * num_bytes).astype(np.uint64)
+        scatter_rows(sources, num_bytes, offsets, outs, plan.rows)
+
+    def _gather_plainly(self, plan: ReadPlan, batch: Mapping[str, AnyArray]) -> None:
+        for group in plan.groups:
+            table = self._tables[group.position]
+            for field in self.fields:
+                batch[field.name][group.out] = table[field.name][group.flat]
+
+
+def packed_dtype(fields: Sequence[BatchField]) -> np.dtype[Any]:
+    """Return the dtype of a table that has these fields as columns, in this order."""
+    return _packed_dtype_of(tuple(fields))
+
+
+@functools.lru_cache(maxsize=256)
+def _packed_dtype_of(fields: tuple[BatchField, ...]) -> np.dtype[Any]:
+    return np.dtype(
+        [(field.name, field.spec.stored, field.spec.shape) for field in fields]
+    )
+
+
+def decode_small_fields(archive: TrajectoryArchive) -> npt.NDArray[np.void]:
+    """Decode all small fields of a trajectory into one table.
+
+    Returns:
+        Structured array [T * B], one column a batch field, extra rows trimmed.
+
+    Raises:
+        FormatError: if a chunk is damaged.
+    """
+    header = archive.header
+    fields = [f for f in sorted_fields(header.schema) if not f.spec.is_big]
+    table = np.empty(header.num_steps * header.num_envs, packed_dtype(fields))
+    arrays = {name: archive.read_array(name) for name in {f.field for f in fields}}
+    for field in fields:
+        array = arrays[field.field]
+        if field.stage is not None:
+            array = array[field.stage]
+        kept = step_rows(field.spec.rows, len(array), header.num_steps)
+        table[field.name] = array[kept].reshape(table.shape + field.spec.shape)
+    return table
+
+
+class TableReader:
+    """Reads the small fields of batches. Safe between threads."""
+
+    def __init__(
+        self,
+        *,
+        cache_bytes: int,
+        weigh: Callable[[Sequence[TrajectoryArchive]], None],
+    ) -> None:
+        """Keep at most `cache_bytes` of tables decoded.
+
+        Args:
+            cache_bytes: see above.
+            weigh: told of archives of which something was fetched.
+        """
+        self._weigh = weigh
+        self._kept: LruCache[str, AnyArray] = LruCache(
+            max_cost=cache_bytes, max_items=1 << 20
+        )
+        self._tables: SmallTables | None = None
+        self._table_bytes = max(cache_bytes, MIN_TABLE_BYTES)
+
+    @property
+    def num_cached(self) -> int:
+        """Trajectories whose small fields are kept decoded."""
+        return len(self._kept)
+
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes of decoded small fields."""
+        return self._kept.cost
+
+    def make_lock(self) -> None:
+        """Start with a lock that nobody holds."""
+        self._kept.make_lock()
+
+    def clear(self) -> None:
+        """Forget everything that is kept."""
+        self._kept.clear()
+        self._tables = None
+
+    def ranges(self, wanted: TableRead) -> Iterator[tuple[RemoteObject, IntArray]]:
+        """Yield what has to be fetched before `read`: objects, and ranges of them."""
+        if not wanted.fields or all(one.remote is None for one in wanted.archives):
+            return
+        tables = self._tables_of(wanted)
+        unknown = tables.unknown(wanted.plan.positions)
+        uuids = wanted.window.uuids(wanted.plan.positions[unknown])
+        pairs = zip(unknown.tolist(), self._kept.get_all(uuids), strict=True)
+        for number, table in pairs:
+            archive = wanted.archives[number]
+            if table is None and archive.remote is not None:
+                yield archive.remote, archive.small_ranges
+
+    def fetch(self, wanted: TableRead) -> None:
+        """Fetch what `read` needs, where no archives are open for big fields."""
+        unknown = self._tables_of(wanted).unknown(wanted.plan.positions)
+        uuids = wanted.window.uuids(wanted.plan.positions[unknown])
+        kept = self._kept.get_all(uuids)
+        missing = [n for n, table in enumerate(kept) if table is None]
+        for _ in self._opened(wanted, unknown[missing]):
+            pass
+
+    def read(self, wanted: TableRead) -> None:
+        """Copy small fields to their rows, with tables of bounded size at a time.
+
+        Raises:
+            FormatError: if a chunk is damaged.
+        """
+        plan, tables = wanted.plan, self._tables_of(wanted)
+        unknown = tables.unknown(plan.positions)
+        needed = tables.table_bytes(plan.positions[unknown])
+        if tables.num_bytes + int(needed.sum()) <= self._table_bytes:
+            self._gather(wanted, tables)
+            return
+        self._tables = None
+        if not wanted.archives:
+            plan = plan.by_position()
+        used = np.cumsum(tables.table_bytes(plan.positions))
+        start = 0
+        while start < len(plan.positions):
+            before = int(used[start - 1]) if start else 0
+            stop = int(np.searchsorted(used, before + self._table_bytes, side="right"))
+            stop = max(start + 1, stop)
+            some = dataclasses.replace(
+                wanted,
+                plan=plan.part(start, stop),
+                archives=wanted.archives[start:stop],
+            )
+            self._gather(some, _new_tables(wanted))
+            start = stop
+
+    def _tables_of(self, wanted: TableRead) -> SmallTables:
+        """Return the tables of a window, those of the last batch if they still hold.
+
+        They keep what the cache has forgotten from being freed, up to the next batch.
+        """
+        kept, num_dropped = self._tables, self._kept.num_dropped
+        if (
+            kept is None
+            or kept.index is not wanted.window.index
+            or kept.num_dropped != num_dropped
+            or kept.fields != list(wanted.fields)
+        ):
+            kept = _new_tables(wanted, num_dropped=num_dropped)
+            self._tables = kept
+        return kept
+
+    def _gather(self, wanted: TableRead, tables: SmallTables) -> None:
+        self._decode(wanted, tables)
+        with wanted.stats.timing("gather"):
+            tables.gather(wanted.plan, wanted.arrays)
+
+    def _decode(self, wanted: TableRead, tables: SmallTables) -> None:
+        """Have a table of each trajectory of a plan, opened if need be."""
+        plan, stats = wanted.plan, wanted.stats
+        stats.samples_cached += plan.num_samples
+        unknown = tables.unknown(plan.positions)
+        if not len(unknown):
+            return
+        positions = plan.positions[unknown]
+        uuids = wanted.window.uuids(positions)
+        found = self._kept.get_all(uuids)
+        missing = [n for n, table in enumerate(found) if table is None]
+        for position, uuid, table in zip(positions.tolist(), uuids, found, strict=True):
+            if table is not None:
+                tables.put(position, table, name=uuid)
+        archives = self._opened(wanted, unknown[missing])
+        for number in missing:
+            position, uuid = int(positions[number]), uuids[number]
+            with stats.timing("read"):
+                archive = next(archives)
+            with stats.timing("decode"):
+                decoded = decode_small_fields(archive)
+            self._kept.put(uuid, decoded, cost=decoded.nbytes + TABLE_BYTES)
+            tables.put(position, decoded, name=archive.name)
+            stats.small_fields_decoded += 1
+            here = plan.positions == position
+            stats.samples_cached -= int(plan.counts[here].sum())
+
+    def _opened(
+        self, wanted: TableRead, numbers: IntArray
+    ) -> Iterator[TrajectoryArchive]:
+        """Yield the archives of some groups, with their small fields.
+
+        These were fetched with the chunks, unless a table was thought to be kept that
+        was forgotten meanwhile.
+        """
+        opened: Iterable[TrajectoryArchive]
+        if wanted.archives:
+            opened = [wanted.archives[number] for number in numbers.tolist()]
+        else:
+            positions = wanted.plan.positions[numbers]
+            opened = wanted.window.archives(positions, wanted.cost)
+        return self._with_small_fields(opened, wanted.cost)
+
+    def _with_small_fields(
+        self, archives: Iterable[TrajectoryArchive], cost: FetchCost
+    ) -> Iterator[TrajectoryArchive]:
+        """Yield archives; of those on object stores, small fields are fetched at once.
+
+        Others come one at a time: they may be in memory whole.
+        """
+        for is_remote, some in itertools.groupby(
+            archives, key=lambda archive: archive.remote is not None
+        ):
+            if not is_remote:
+                yield from some
+                continue
+            together = list(some)
+            fetch([(a.remote, a.small_ranges) for a in together if a.remote], cost)
+            self._weigh(together)
+            yield from together
+
+
+def _new_tables(wanted: TableRead, *, num_dropped: int = 0) -> SmallTables:
+    """Return tables for the small fields of a batch, none of them there yet."""
+    return SmallTables(wanted.window.index, wanted.fields, num_dropped=num_dropped)
