@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from zarrbuf.upkeep.history import read_history as read_history
     from zarrbuf.upkeep.prune import prune as prune
     from zarrbuf.upkeep.prune import remove as remove
-    from zarrbuf.upkeep.repair.repairing import repair as repair
+    from zarrbuf.upkeep.repair.repair import repair as repair
     from zarrbuf.upkeep.vacuum import vacuum as vacuum
     from zarrbuf.upkeep.verify import verify as verify
     from zarrbuf.viewer.export import export_clip as export_clip
@@ -56,7 +56,7 @@ _ROOMS = {
     "read_history": "upkeep.history",
     "recompress": "curation.rewrite",
     "remove": "upkeep.prune",
-    "repair": "upkeep.repair.repairing",
+    "repair": "upkeep.repair.repair",
     "replay_buffer_collate_fn": "training.datasets",
     "row_json": "stores.listing",
     "split": "curation.merge_split",

@@ -43,7 +43,7 @@ needs_loops = pytest.mark.skipif(not HAVE_NUMBA, reason="numba is not installed"
 
 @contextmanager
 def constants(**values: int) -> Iterator[None]:
-    """Set constants of `parallel`, so that little data makes many pieces."""
+    """Set constants of `decode`, so that little data makes many pieces."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in values.items():
             patch.setattr(parallel, name, value)

@@ -1,7 +1,7 @@
 """One chunk, and chunks one after the other: compress, check, decompress.
 
 A chunk ends in the crc32c of the bytes before it, which is checked before the
-decompressor sees them. This is the slow, obvious way; `parallel` does the same for
+decompressor sees them. This is the slow, obvious way; `decode` does the same for
 many chunks at once. Pure; knows no shard, no file and no field name.
 """
 

@@ -1,7 +1,7 @@
 """The archives of a buffer written anew in its place, or copied out under their names.
 
 Owns that a buffer lists all old archives or all new ones. How one trajectory is
-encoded anew is the business of `conversion`.
+encoded anew is the business of `convert`.
 """
 
 from __future__ import annotations

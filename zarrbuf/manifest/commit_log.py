@@ -1,8 +1,8 @@
 """The commit log of a buffer on a storage: create, open, refresh, commit.
 
 Owns the one exclusive creation that makes a change visible, and what is done when
-its answer is lost. Rows, actions and snapshots are values of `manifest`; columnar
-snapshots of the log are written by `checkpoints`.
+its answer is lost. What a commit says and adds up to is for `actions` and `snapshot`;
+columnar snapshots of the log are written by `log_checkpoints`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The two JSON files of RLinf's folders, and the names of the files beside them.
 
 Torch-free, so that listing a folder is quick. What is in the trajectory files is the
-business of `rlinf_files`. Local paths only.
+business of `files`. Local paths only.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a storage does: objects by name, read, created exclusively, listed, deleted.
 
-The contract that `local_storage` and `object_storage` keep. Names and bytes, not what
+The contract that `local` and `object_store` keep. Names and bytes, not what
 they mean. A name is created once and never changed; whether a creation is exclusive and
 durable is what commits stand on.
 """
@@ -63,7 +63,7 @@ class Storage(abc.ABC):
         """Return another root of the same kind, reached the same way.
 
         Args:
-            url: of a place that was checked, see `base_urls`.
+            url: of a place that was checked, see `manifest.trust`.
         """
 
     @abc.abstractmethod

@@ -1,7 +1,7 @@
-"""Where a buffer keeps its trajectories: what stores can do, and archives behind a log.
+"""Where a buffer keeps its trajectories: what every kind of store can do.
 
-A store lists rows, opens archives and appends. The other kinds are in `memory_store`
-and `rlinf`. Knows no window, no batch and no thread.
+A store lists rows, opens archives and appends: `logged`, `in_memory` and `rlinf_folder`
+keep this contract. Knows no window, no batch and no thread.
 """
 
 from __future__ import annotations

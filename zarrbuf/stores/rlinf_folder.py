@@ -1,7 +1,7 @@
 """A folder of RLinf's files as a store, so that it is sampled like any other.
 
 A file is read and encoded in memory when it is first touched; the reader keeps the
-archive within its bound. The files themselves are the business of `rlinf_files`.
+archive within its bound. The files themselves are the business of `rlinf.files`.
 """
 
 from __future__ import annotations

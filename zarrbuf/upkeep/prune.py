@@ -1,7 +1,7 @@
 """Take trajectories off the list of a buffer: chosen ones, or all but the newest.
 
 One commit; nothing is deleted. Archives that nothing refers to any more are the
-business of `vacuuming`.
+business of `vacuum`.
 """
 
 from __future__ import annotations

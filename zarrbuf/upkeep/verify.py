@@ -40,7 +40,7 @@ from zarrbuf.stores.rlinf_folder import RlinfStore
 from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.encoding import describe_trajectory
 from zarrbuf.trajectory.trajectory import decode_trajectory
-from zarrbuf.upkeep.repair.log_rescue import open_plans
+from zarrbuf.upkeep.repair.log_plan import open_plans
 
 
 @dataclass
@@ -167,7 +167,7 @@ def _store_at(log: CommitLog, version: int | None) -> LogStore:
 
 
 def stopped_repairs(storage: Storage) -> list[str]:
-    """Say which repairs were stopped half-way; see `log_rescue`."""
+    """Say which repairs were stopped half-way; see `repair.log_plan`."""
     return [
         f"{storage.describe(name)}: a repair was stopped; `zarrbuf repair --apply` "
         "goes on with it"

@@ -1,6 +1,6 @@
 """The viewer in each of its forms: a window, a page, a prompt, one image.
 
-Owns which form can be had here. What is looked at is for `viewing`.
+Owns which form can be had here. What is looked at is for `session`.
 """
 
 from __future__ import annotations

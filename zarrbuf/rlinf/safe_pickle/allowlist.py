@@ -1,7 +1,7 @@
 """RLinf's `.pkl` files, read with nothing in them able to run.
 
 Owns the table of the five functions a file may call and the check of what comes
-out. Bytes are run by `pickle_machine`, tensors rebuilt by `torch_legacy`. Must not
+out. Bytes are run by `machine`, tensors rebuilt by `torch_legacy`. Must not
 know paths or trajectories, and must never fall back to the `pickle` module or to
 `torch.load`: an allowlist over either still runs what a file brings along.
 """

@@ -3,5 +3,5 @@
 Owns what can be saved of a log in which commits are damaged or missing, and of a folder
 of RLinf's whose index is.
 
-Begin with `repairing`, the way in; `log_rescue` is the plan for a log.
+Begin with `repair`, the way in; `log_plan` says how a log is set right.
 """

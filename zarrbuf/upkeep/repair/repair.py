@@ -28,13 +28,12 @@ from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import Location, StorageOptions, open_storage
 from zarrbuf.stores.logged import LogStore, list_archives
 from zarrbuf.stores.opening import location_of
-from zarrbuf.upkeep.repair.folder_rescue import (
+from zarrbuf.upkeep.repair.folder_index import (
     needs_writing,
     rescue_folder,
     write_rescued,
 )
-from zarrbuf.upkeep.repair.log_remains import Remains, read_remains
-from zarrbuf.upkeep.repair.log_rescue import (
+from zarrbuf.upkeep.repair.log_plan import (
     ASIDE_DIR,
     Plan,
     carry_out,
@@ -43,6 +42,7 @@ from zarrbuf.upkeep.repair.log_rescue import (
     make_plan,
     open_plans,
 )
+from zarrbuf.upkeep.repair.log_remains import Remains, read_remains
 from zarrbuf.upkeep.verify import Verification, verify_rows
 
 
