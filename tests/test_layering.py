@@ -30,7 +30,7 @@ WINGS = (
     "cli",
 )
 """A wing imports from itself and from those before it."""
-FLAT = {"errors", ""}
+FLAT = {"errors", "schemas", ""}
 """What lies beside the wings: what a user names in full."""
 WITH_TORCH = WINGS[WINGS.index("trajectory") :]
 LIBRARIES = {

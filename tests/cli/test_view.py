@@ -27,9 +27,9 @@ from support.remote import save
 from support.viewed import archive_of, colours, save_recorded
 
 import zarrbuf
-from toolkits.replay_buffer import visualize, visualize_headless
 from zarrbuf import Trajectory
 from zarrbuf.cli import main as cli
+from zarrbuf.cli.rlinf_scripts import visualize, visualize_headless
 from zarrbuf.errors import InvalidInputError
 
 CHROMIUM = next(
@@ -74,17 +74,17 @@ def test_the_scripts_of_rlinf_have_its_flags(
     monkeypatch.chdir(tmp_path)
     given = ["--replay_dir", str(buffer), "--camera", "wrist_images"]
     with pytest.raises(SystemExit) as left:
-        visualize.main([*given, "--save_image", "--no_display"])
+        visualize([*given, "--save_image", "--no_display"])
     assert left.value.code == 0
     assert "has no wrist_images: showing main_images" in capsys.readouterr().out
     assert (tmp_path / "replay_buffer_viz.png").exists()
     with pytest.raises(SystemExit) as left:
-        visualize.main([*given, "--no_display"])
+        visualize([*given, "--no_display"])
     assert left.value.code == 2
     assert "--no_display requires --save_image" in capsys.readouterr().err
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     with pytest.raises(SystemExit) as left:
-        visualize_headless.main([*given, "--output", "y.png"])
+        visualize_headless([*given, "--output", "y.png"])
     assert left.value.code == 0
     assert (tmp_path / "y.png").exists()
 

@@ -15,8 +15,8 @@ from support.paths import DATA
 from support.remote import loaded, memory_url
 
 import zarrbuf
-from toolkits.replay_buffer.merge_or_split_replay_buffer import command, find_sources
 from zarrbuf import TrajectoryReplayBuffer, convert, merge, split
+from zarrbuf.cli.rlinf_scripts import find_sources, merge_or_split
 from zarrbuf.errors import InvalidInputError, NotFoundError
 from zarrbuf.storage.local import LocalStorage
 
@@ -213,7 +213,7 @@ def test_a_file_that_vanishes_leaves_nothing(ranks: list[Path], tmp_path: Path) 
 
 
 def run(*arguments: str | Path, check: int = 0) -> str:
-    done = CliRunner().invoke(command, list(map(str, arguments)))
+    done = CliRunner().invoke(merge_or_split, list(map(str, arguments)))
     assert done.exit_code == check, done.stderr
     return done.stdout + done.stderr
 

@@ -433,3 +433,23 @@ def test_archives_kept_in_memory_anyway_are_opened_once(
     for _ in range(5):
         buffer.sample(64)
     assert sorted(opened) == [0, 1, 2, 3]
+
+
+def test_a_buffer_says_what_it_holds_and_where(tmp_path: Path) -> None:
+    buffer = TrajectoryReplayBuffer(sample_window_size=2)
+    assert repr(buffer) == "TrajectoryReplayBuffer(empty, in memory, zarr)"
+    buffer.add_trajectories([make_trajectory(n, 2) for n in (1, 3, 4)])
+    assert repr(buffer) == (
+        "TrajectoryReplayBuffer(2 trajectories, ids 1 to 2, T 3 to 4, B 2, 14 samples, "
+        "in memory, zarr)"
+    )
+    folder = tmp_path / "pt"
+    with TrajectoryReplayBuffer(
+        auto_save=True, auto_save_path=folder, trajectory_format="pt"
+    ) as saved:
+        assert repr(saved) == f"TrajectoryReplayBuffer(empty, at {folder}, pt)"
+        saved.add_trajectories([make_trajectory(4, 2)])
+        saved.flush()
+        assert "1 trajectories, ids 0 to 0, T 4, B 2, 8 samples, at" in repr(saved)
+    buffer.load_checkpoint(folder)
+    assert f"8 samples, at {folder}, zarr)" in repr(buffer)

@@ -290,3 +290,19 @@ def test_values_that_claim_one_name_are_refused() -> None:
         archive = TrajectoryArchive(forged, name="some.zarr.zip")
         with pytest.raises(FormatError, match=r"some.zarr.zip: .*'curr_obs/a'"):
             decode_trajectory(archive)
+
+
+def test_a_trajectory_says_its_shapes_and_not_its_numbers() -> None:
+    assert repr(Trajectory()) == "Trajectory(max_episode_length=0)"
+    trajectory = Trajectory(
+        max_episode_length=16,
+        model_weights_id="w_1",
+        actions=torch.zeros(16, 4, 7),
+        rewards=torch.zeros(16, 4, dtype=torch.bfloat16),
+        curr_obs={"states": torch.zeros(16, 4, 3), "deep": {"x": torch.ones(16, 4)}},
+    )
+    assert repr(trajectory) == (
+        "Trajectory(max_episode_length=16, model_weights_id='w_1', "
+        "actions=float32[16, 4, 7], rewards=bfloat16[16, 4], "
+        "curr_obs={states: float32[16, 4, 3], deep: {x: float32[16, 4]}})"
+    )

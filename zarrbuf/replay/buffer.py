@@ -383,6 +383,10 @@ class TrajectoryReplayBuffer(RlinfNames):
         self.clear_cache()
         self._workers.close()
 
+    def __repr__(self) -> str:
+        """Return how much is drawn from, of what shape, and where it is."""
+        return f"{type(self).__name__}({self._live.describe()}, {self._format})"
+
     def __enter__(self) -> TrajectoryReplayBuffer:
         """Return the buffer; leaving the block closes it."""
         return self

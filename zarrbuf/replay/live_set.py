@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
-from zarrbuf.archive.spec import BatchField, sorted_fields
+from zarrbuf.archive.spec import AnyArray, BatchField, sorted_fields
 from zarrbuf.errors import TrajectoryNotFoundError
 from zarrbuf.manifest.rows import Row, Rows
 from zarrbuf.sampling.batch_reader import BatchReader
@@ -250,6 +250,26 @@ class LiveSet:
                 self._window = Window(rows, fields, self._reader.archives)
             return self._window
 
+    def describe(self) -> str:
+        """Say how much is drawn from, of what shape, and where it is. Opens nothing."""
+        parts = self.drawn().parts
+        rows = Rows.concat([listed.rows for _, listed in parts])
+        if not len(rows):
+            return f"empty, {self._where(parts)}"
+        ids = rows.trajectory_ids
+        return (
+            f"{len(rows)} trajectories, ids {ids.min()} to {ids.max()}, "
+            f"T {_range(rows.column('T'))}, B {_range(rows.column('B'))}, "
+            f"{rows.total_samples} samples, {self._where(parts)}"
+        )
+
+    def _where(self, parts: Sequence[Part]) -> str:
+        places = {store.url for store, listed in parts if len(listed)} - {None}
+        found = [str(place) for place in sorted(filter(None, places))]
+        if not found and self._store.url is not None:
+            found = [self._store.url]
+        return f"at {', '.join(found)}" if found else "in memory"
+
     @contextmanager
     def saved_rows(self) -> Iterator[tuple[LiveRows, TrajectoryStore]]:
         """Give the durable rows of the window and the store, while nothing is saved."""
@@ -335,3 +355,9 @@ class LiveSet:
         self._known = None
         self._fields.clear()
         self._reader.clear()
+
+
+def _range(values: AnyArray) -> str:
+    """Return the one value there is, or the smallest and the largest."""
+    low, high = int(values.min()), int(values.max())
+    return str(low) if low == high else f"{low} to {high}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from zarrbuf.trajectory.archived import TrajectoryArchive
 Tensor = torch.Tensor
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, repr=False)
 class Trajectory:
     """One record of experience, `T` steps of `B` environments.
 
@@ -67,6 +67,29 @@ class Trajectory:
     forward_inputs: dict[str, Any] = field(default_factory=dict)
     curr_obs: dict[str, Any] = field(default_factory=dict)
     next_obs: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Return what there is and its shapes, not the numbers."""
+        parts = [
+            f"{one.name}={_describe(value)}"
+            for one in fields(self)
+            if not _is_absent(value := getattr(self, one.name))
+        ]
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def _is_absent(value: Any) -> bool:
+    return value is None or (isinstance(value, Mapping | str) and not value)
+
+
+def _describe(value: Any) -> str:
+    """Return the dtype and shape of a tensor, of each in a dict; others as they are."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, Mapping):
+        inner = (f"{key}: {_describe(one)}" for key, one in value.items())
+        return f"{{{', '.join(inner)}}}"
+    return repr(value)
 
 
 def to_tensor(array: AnyArray, dtype: str) -> Tensor:
