@@ -88,6 +88,7 @@ class Bench:
                 flat + following * (field.stage or 0),
                 out,
                 rows,
+                field.spec.row_bytes,
             )
             for field, out in zip(self.big, self.used, strict=True)
         ]

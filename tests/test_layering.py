@@ -46,7 +46,7 @@ LIBRARIES = {
     "google_crc32c": ["archive"],
     "numba": ["archive"],
     "llvmlite": ["archive"],
-    "ctypes": ["storage.mmap", "archive", "sampling.batch_memory"],
+    "ctypes": ["storage.mmap", "archive", "sampling.batches"],
     "pickle": ["rlinf.files"],
     "jsonschema": [],
     "zarr": [],

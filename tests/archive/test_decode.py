@@ -168,6 +168,7 @@ def reads_of(
         np.array(numbers, np.int64),
         target.out,
         np.array(rows, np.int64),
+        target.out.itemsize * math.prod(target.out.shape[1:]),
     )
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from zarrbuf import TrajectoryReplayBuffer
 from zarrbuf.archive.spec import STORED_DTYPE, AnyArray
-from zarrbuf.sampling.batch_memory import MIN_KEPT_BYTES, BatchMemory, can_pin
+from zarrbuf.sampling.batches import MIN_KEPT_BYTES, BatchMemory, can_pin
 from zarrbuf.trajectory.trajectory import Trajectory
 
 SIZE = 4 * MIN_KEPT_BYTES

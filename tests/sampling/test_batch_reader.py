@@ -15,11 +15,11 @@ from support.trajectories import make_trajectory, stored
 from zarrbuf.archive.spec import AnyArray, BatchField, sorted_fields
 from zarrbuf.common.thread_pool import Workers
 from zarrbuf.errors import FormatError
-from zarrbuf.sampling.batch_memory import BatchMemory
 from zarrbuf.sampling.batch_reader import BatchReader
-from zarrbuf.sampling.batches import as_batch, new_arrays
+from zarrbuf.sampling.batches import BatchMemory, as_batch, new_arrays
 from zarrbuf.sampling.field_tables import decode_small_fields
 from zarrbuf.sampling.index_map import IndexMap, IntArray, plan_batch
+from zarrbuf.sampling.stats import ReadStats
 from zarrbuf.storage.fetching import FetchCost
 from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.encoding import encode_trajectory
@@ -36,6 +36,7 @@ class Opened:
             np.array([header.num_steps for header in headers]),
             np.array([header.num_envs for header in headers]),
         )
+        self.is_remote = False
         self.asked_for: list[int] = []
 
     def uuids(self, positions: IntArray) -> list[str]:
@@ -73,8 +74,7 @@ def read(
     for array in arrays.values():
         array.reshape(-1).view(np.uint8)[:] = 0xA5
     plan = plan_batch(draws, window)
-    stats = reader.read_batch(plan, arrays, fields, Opened(archive))
-    assert (stats.batches, stats.samples) == (1, len(draws))
+    reader.read_batch(plan, arrays, fields, Opened(archive), ReadStats())
     return arrays
 
 
@@ -171,7 +171,7 @@ def test_samples_of_another_size_never_reach_the_memory_of_a_batch() -> None:
     }
     plan = plan_batch(np.array([0, 1]), window)
     with pytest.raises(FormatError, match=r"trajectory_50_w: .*7500 bytes a sample"):
-        new_reader().read_batch(plan, arrays, fields, Opened(large))
+        new_reader().read_batch(plan, arrays, fields, Opened(large), ReadStats())
     assert all((array == 0xA5).all() for array in arrays.values())
 
 
@@ -191,7 +191,8 @@ def test_a_batch_may_come_from_more_trajectories_than_are_open_at_once(
     fields = sorted_fields(archives[0].header.schema)
     arrays = new_arrays(fields, 60, BatchMemory(max_batches=0, pin_memory=False))
     opened = Opened(*archives)
-    stats = new_reader().read_batch(plan_batch(draws, window), arrays, fields, opened)
+    stats, plan = ReadStats(), plan_batch(draws, window)
+    new_reader().read_batch(plan, arrays, fields, opened, stats)
     for field in fields:
         expected = np.concatenate([one[field.name] for one in flat])[draws]
         assert arrays[field.name].tobytes() == expected.tobytes(), field.name
@@ -209,5 +210,6 @@ def test_small_fields_that_are_kept_need_no_archive() -> None:
     memory = BatchMemory(max_batches=0, pin_memory=False)
     reader, opened = new_reader(1 << 20), Opened(archive)
     for _ in range(3):
-        reader.read_batch(plan, new_arrays(fields, 8, memory), fields, opened)
+        arrays = new_arrays(fields, 8, memory)
+        reader.read_batch(plan, arrays, fields, opened, ReadStats())
     assert opened.asked_for == [0]

@@ -25,8 +25,7 @@ from support.trajectories import (
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.archive.spec import STORED_DTYPE, BatchField, FieldSpec
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.sampling.batch_memory import BatchMemory
-from zarrbuf.sampling.batches import arrays_of, as_batch, new_arrays
+from zarrbuf.sampling.batches import BatchMemory, arrays_of, as_batch, new_arrays
 
 Tensor = torch.Tensor
 COUNT = 6

@@ -79,14 +79,15 @@ def test_tables_of_one_batch_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     buffer.add_trajectories(trajectories)
     largest = 0
     reader = buffer._reader.small
-    gather = reader._gather
+    found = reader.tables
 
-    def note(wanted, tables):  # type: ignore[no-untyped-def]
+    def note(wanted):  # type: ignore[no-untyped-def]
         nonlocal largest
-        gather(wanted, tables)
-        largest = max(largest, tables.num_bytes)
+        for plan, tables in found(wanted):
+            largest = max(largest, tables.num_bytes)
+            yield plan, tables
 
-    monkeypatch.setattr(reader, "_gather", note)
+    monkeypatch.setattr(reader, "tables", note)
     draws = generator(5)
     for _ in range(3):
         assert_same_batch(buffer.sample(200), draw(trajectories, 200, draws))

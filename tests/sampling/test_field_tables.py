@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from support.batches import assert_same_batch, draw
 from support.trajectories import make_trajectory
 
-import zarrbuf.sampling.field_tables
+import zarrbuf.sampling.batch_reader
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
+from zarrbuf.archive.decode import scatter_rows
 from zarrbuf.archive.spec import sorted_fields
 from zarrbuf.errors import FormatError
-from zarrbuf.sampling.batch_memory import BatchMemory
-from zarrbuf.sampling.batches import new_arrays
+from zarrbuf.sampling.batches import BatchMemory, new_arrays
 from zarrbuf.sampling.field_tables import SmallTables, decode_small_fields
 from zarrbuf.sampling.index_map import IndexMap, plan_batch
 from zarrbuf.trajectory.archived import TrajectoryArchive
@@ -26,7 +26,7 @@ from zarrbuf.trajectory.encoding import encode_trajectory
 def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a test with the compiled loops and without."""
     if request.param == "no loops":
-        monkeypatch.setattr(zarrbuf.sampling.field_tables, "have_loops", lambda: False)
+        monkeypatch.setattr(zarrbuf.sampling.batch_reader, "have_loops", lambda: False)
 
 
 def made(seed: int, *, image_size: int, extra: bool) -> Trajectory:
@@ -105,7 +105,10 @@ def test_of_two_tables_of_one_trajectory_the_first_is_kept() -> None:
     other[:] = np.zeros((), other.dtype)  # what is not kept may become anything
     plan = plan_batch(np.arange(4), index)
     batch = new_arrays(fields, 4, BatchMemory())
-    tables.gather(plan, batch)
+    if zarrbuf.sampling.batch_reader.have_loops():
+        scatter_rows(*tables.copies(plan, batch))
+    else:
+        tables.gather_plainly(plan, batch)
     for field in fields:
         assert batch[field.name].tobytes() == first[field.name].tobytes()
 

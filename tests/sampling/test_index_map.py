@@ -34,7 +34,7 @@ def test_every_draw_is_planned_once_and_where_a_loop_finds_it(
             assert row not in found
             found[row] = (group.position, sample)
     assert found == {row: where[draw] for row, draw in enumerate(draws.tolist())}
-    assert plan.num_samples == len(draws)
+    assert len(plan.rows) == len(draws)
 
 
 @given(shapes, st.integers(0, 2**32 - 1))

@@ -316,10 +316,6 @@ def test_a_repeater_stops_when_it_is_closed() -> None:
     time.sleep(0.02)
     assert len(calls) == count
     repeater.close()
-    never = Repeater(caller.call, interval_s=None)
-    never.raise_error()
-    never.close()
-    assert len(calls) == count
     dropped = Repeater(caller.call, interval_s=0.001)
     del caller
     eventually(lambda: not dropped.is_running)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def parts(draw: st.DrawFn) -> tuple[list[Part], list[tuple[Any, Row]]]:
         table = table.removed(np.flatnonzero(~np.array(live, np.bool_)))
         start = draw(st.integers(0, len(rows)))
         stop = draw(st.integers(start, len(rows)))
-        store: Any = object()
+        store: Any = MemoryStore()
         found.append((store, Stretch(table, start, stop)))
         model += [(store, rows[n]) for n in range(start, stop) if live[n]]
     return found, model
@@ -97,10 +97,10 @@ def test_samples_are_those_of_the_listed_rows_one_after_the_other(
     assert got == [samples[draws[n]] for n in order]
 
 
-def test_a_view_lies_in_the_memory_of_the_tables() -> None:
+def test_rows_lie_in_the_memory_of_the_tables() -> None:
     table = RowTable.of(Rows.of([make_row(n) for n in range(100)]))
     table = table.removed(np.array([3, 50]))
-    rows = LiveRows.of([(cast(TrajectoryStore, None), table.listed)])
+    rows = LiveRows.of([(MemoryStore(), table.listed)])
     (span,) = rows.index.spans
     for array, whole in (
         (span.ends, table.ends),

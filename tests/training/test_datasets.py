@@ -29,7 +29,7 @@ from zarrbuf import (
     replay_buffer_collate_fn,
 )
 from zarrbuf.errors import EmptyBufferError, InvalidInputError, StorageError
-from zarrbuf.sampling.batch_memory import BatchMemory
+from zarrbuf.sampling.batches import BatchMemory
 
 BOTH = (ReplayBufferDataset, PreloadReplayBufferDataset)
 MANY = 10**6

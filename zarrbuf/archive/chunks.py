@@ -8,7 +8,6 @@ many chunks at once. Pure; knows no shard, no file and no field name.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -217,6 +216,7 @@ class ChunkReads:
         chunks: int64 [n], numbers of chunks, those of the first shard first.
         out: C-contiguous array [m, ...] of rows; those named are written.
         rows: int64 [n], the row of `out` that each chunk is decoded to.
+        row_bytes: bytes of a row of `out`, which is what a chunk has to hold.
     """
 
     shards: Sequence[Shard]
@@ -224,11 +224,7 @@ class ChunkReads:
     chunks: IntArray
     out: AnyArray
     rows: IntArray
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a row of `out`, which is what a chunk has to hold."""
-        return self.out.itemsize * math.prod(self.out.shape[1:])
+    row_bytes: int
 
     def by_shard(self) -> Iterator[tuple[Shard, range]]:
         """Yield each shard with the positions in `chunks` that are read from it."""

@@ -42,7 +42,7 @@ from zarrbuf.archive.chunks import (
 from zarrbuf.archive.spec import AnyArray
 from zarrbuf.archive.zarr_json import CodecName
 from zarrbuf.common.thread_pool import Workers
-from zarrbuf.storage.mmap import will_need
+from zarrbuf.storage.mmap import are_in_memory, will_need
 
 UintArray = npt.NDArray[np.uint64]
 
@@ -50,6 +50,8 @@ MIN_PIECE_BYTES: Final = 1 << 20
 """Raw bytes worth handing to another thread: 0.1 ms of work."""
 MAX_ENCODE_BYTES: Final = 8 << 20
 """Raw bytes compressed at once: so much memory each thread may need."""
+PROBES: Final = 16
+"""Chunks of a batch whose pages are looked for in memory before it is decoded."""
 _PIECES_PER_THREAD: Final = 4
 _ROWS_AT_ONCE: Final = 32
 _LOG: Final = logging.getLogger("zarrbuf")
@@ -73,6 +75,7 @@ def _loops() -> Any:
         return loops if loops.bind() else None
 
 
+@functools.cache
 def have_loops() -> bool:
     """Whether the loops below can be called."""
     return _loops() is not None
@@ -217,8 +220,8 @@ def decode_reads(
     Args:
         reads: chunks; no two are decoded to one row.
         workers: threads that share the work.
-        is_cold: whether chunks may have to be read from a device, so that the system
-            is asked for some while others are decoded.
+        is_cold: whether chunks have to be read from a device, so that the system is
+            asked for some while others are decoded; if not, some are looked for.
 
     Returns:
         Stored bytes of the chunks.
@@ -228,6 +231,8 @@ def decode_reads(
             in order. Rows may have been written.
     """
     reads = [one for one in reads if len(one.chunks)]
+    if reads and not is_cold:
+        is_cold = not are_in_memory(reads[0].some_addresses(PROBES))
     ranges = _stored_ranges(reads) if is_cold else None
     if not reads or not have_loops():
         if ranges is not None:

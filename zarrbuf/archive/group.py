@@ -140,6 +140,7 @@ class Archive:
         source: its bytes, mapped or in memory.
         attributes: attributes of the root group.
         arrays: field path -> what its metadata says.
+        memory_bytes: what its bytes take that are held in memory, not mapped.
         remote: where those of its bytes are that are not in `source` yet; None if all
             are.
     """
@@ -159,6 +160,8 @@ class Archive:
         """
         self.name = name
         self.source = source
+        owner = source.obj if isinstance(source, memoryview) else source
+        self.memory_bytes = len(source) if isinstance(owner, bytes) else 0
         self._shards: dict[str, Shard] = {}
         view = memoryview(source)
         self.members = parse_zip(view, name=name, is_whole=is_whole)
@@ -172,12 +175,6 @@ class Archive:
             raise FormatError(f"{name}: the root {METADATA_NAME} is missing")
         self.attributes = groups.pop("")
         self._check_members(groups)
-
-    @property
-    def is_in_memory(self) -> bool:
-        """Whether its bytes are held in memory, not mapped."""
-        view = self.source
-        return isinstance(view.obj if isinstance(view, memoryview) else view, bytes)
 
     def _add_node(
         self,

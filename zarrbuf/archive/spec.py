@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeGuard
 from urllib.parse import quote, unquote
 
@@ -121,6 +121,7 @@ def encode_key(key: str) -> str:
     return name
 
 
+@functools.lru_cache(maxsize=4096)
 def decode_key(name: str) -> str:
     """Return the dictionary key of a Zarr node name, see `encode_key`."""
     return unquote(name, errors="strict")
@@ -137,26 +138,25 @@ class FieldSpec:
         rows: "step" for T rows; "start" or "end" for T + E rows whose extra row
             stands first or last in each of E rollout epochs; "whole" for arrays of
             fewer than two dimensions, which are kept but never sampled.
+        stored: the dtype of the stored array.
+        row_bytes: bytes of one sample.
+        is_big: whether each sample is a chunk of its own.
     """
 
     dtype: str
     shape: tuple[int, ...]
     rows: Rows
+    stored: np.dtype[Any] = field(init=False, repr=False, compare=False)
+    row_bytes: int = field(init=False, repr=False, compare=False)
+    is_big: bool = field(init=False, repr=False, compare=False)
 
-    @property
-    def stored(self) -> np.dtype[Any]:
-        """The dtype of the stored array."""
-        return np.dtype(STORED_DTYPE[self.dtype])
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one sample."""
-        return math.prod(self.shape) * self.stored.itemsize
-
-    @property
-    def is_big(self) -> bool:
-        """Whether each sample is a chunk of its own."""
-        return self.rows != "whole" and self.row_bytes >= BIG_ROW_BYTES
+    def __post_init__(self) -> None:
+        stored = np.dtype(STORED_DTYPE[self.dtype])
+        row_bytes = math.prod(self.shape) * stored.itemsize
+        is_big = self.rows != "whole" and row_bytes >= BIG_ROW_BYTES
+        object.__setattr__(self, "stored", stored)
+        object.__setattr__(self, "row_bytes", row_bytes)
+        object.__setattr__(self, "is_big", is_big)
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec as it stands in attributes and in the manifest."""
@@ -245,14 +245,14 @@ class BatchField:
 
 def batch_fields(schema: Schema) -> Iterator[BatchField]:
     """Yield the fields of a batch that trajectories of `schema` can serve."""
-    for field, spec in schema.items():
+    for name, spec in schema.items():
         if spec.rows == "whole":
             continue
-        if is_staged(field):
+        if is_staged(name):
             for stage, group in enumerate(("curr_obs", "next_obs")):
-                yield BatchField(f"{group}/{field[4:]}", field, stage, spec)
+                yield BatchField(f"{group}/{name[4:]}", name, stage, spec)
         else:
-            yield BatchField(field, field, None, spec)
+            yield BatchField(name, name, None, spec)
 
 
 def sorted_fields(schema: Schema) -> list[BatchField]:

@@ -99,12 +99,12 @@ def _run(work: queue.SimpleQueue[Any]) -> None:
 class Repeater:
     """Calls a method again and again in a thread of its own, while its object lives."""
 
-    def __init__(self, work: Callable[[], object], *, interval_s: float | None) -> None:
+    def __init__(self, work: Callable[[], object], *, interval_s: float) -> None:
         """Start to call `work` every `interval_s` seconds.
 
         Args:
             work: a method; an error is for `raise_error`, and it goes on.
-            interval_s: from the end of one call to the next one; None for never.
+            interval_s: from the end of one call to the next one.
         """
         self._work = weakref.WeakMethod(work)
         self._interval_s = interval_s
@@ -114,9 +114,6 @@ class Repeater:
     def _start(self) -> None:
         self._pid = os.getpid()
         self._stopped = threading.Event()
-        if self._interval_s is None:
-            self._thread = None
-            return
         arguments = (self._work, self._interval_s, self._stopped, self._errors)
         self._thread = threading.Thread(
             target=_repeat, args=arguments, name="zarrbuf-refresh", daemon=True
@@ -131,7 +128,7 @@ class Repeater:
     @property
     def is_running(self) -> bool:
         """Whether this process has a thread that calls."""
-        return self._thread is not None and self._thread.is_alive()
+        return self._thread.is_alive()
 
     def raise_error(self) -> None:
         """Raise what went wrong since the last call, if anything did.
@@ -150,8 +147,7 @@ class Repeater:
         if self._pid != os.getpid():
             return
         self._stopped.set()
-        if self._thread is not None:
-            self._thread.join()
+        self._thread.join()
 
 
 def _repeat(

@@ -20,8 +20,8 @@ from zarrbuf.common.uuids import new_uuid
 from zarrbuf.replay.live_set import LiveSet
 from zarrbuf.replay.rlinf_names import RlinfNames
 from zarrbuf.replay.run_checkpoint import save_rows
-from zarrbuf.sampling.batch_memory import BatchMemory, can_pin
 from zarrbuf.sampling.batch_reader import BatchReader
+from zarrbuf.sampling.batches import BatchMemory, can_pin
 from zarrbuf.sampling.draws import Draws
 from zarrbuf.sampling.index_map import partition
 from zarrbuf.sampling.prefetch import Prefetcher
@@ -158,7 +158,11 @@ class TrajectoryReplayBuffer(RlinfNames):
             max_queue_bytes=max_queue_bytes,
             after_save=retain(store, retention, window_size=window_size),
         )
-        self._refreshing = Repeater(self._live.look, interval_s=interval_s)
+        self._refreshing = (
+            None
+            if interval_s is None
+            else Repeater(self._live.look, interval_s=interval_s)
+        )
 
     def manual_seed(self, seed: int | None) -> None:
         """Start the draws anew from a seed; None for a random one."""
@@ -296,7 +300,8 @@ class TrajectoryReplayBuffer(RlinfNames):
             EmptyBufferError: if there is nothing to draw from.
             FormatError: if a chunk that is drawn is damaged.
         """
-        self._refreshing.raise_error()
+        if self._refreshing is not None:
+            self._refreshing.raise_error()
         window = self._live.window()
         return self._sampler.sample(window, num_chunks, self._draws.generator, out)
 
@@ -377,7 +382,8 @@ class TrajectoryReplayBuffer(RlinfNames):
         Raises:
             StorageError: if saving failed.
         """
-        self._refreshing.close()
+        if self._refreshing is not None:
+            self._refreshing.close()
         self._prefetcher.close()
         self._live.writer.close(wait=wait)
         self.clear_cache()

@@ -247,7 +247,7 @@ class LiveSet:
         fields = self._fields.fields_of(rows)
         with self._lock:
             if self._window is None or self._window.rows is not rows:
-                self._window = Window(rows, fields, self._reader.archives)
+                self._window = Window.of(rows, fields, self._reader.archives)
             return self._window
 
     def describe(self) -> str:

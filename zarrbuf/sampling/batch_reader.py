@@ -10,12 +10,17 @@ from __future__ import annotations
 import resource
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from time import perf_counter
 
 import numpy as np
 
 from zarrbuf.archive.chunks import ChunkReads
-from zarrbuf.archive.decode import compile_reading, decode_reads
+from zarrbuf.archive.decode import (
+    compile_reading,
+    decode_reads,
+    have_loops,
+    scatter_rows,
+)
 from zarrbuf.archive.spec import AnyArray, BatchField, step_rows
 from zarrbuf.common.thread_pool import Workers
 from zarrbuf.errors import FormatError
@@ -25,11 +30,7 @@ from zarrbuf.sampling.open_archives import MAX_GROUPS, OpenArchives
 from zarrbuf.sampling.stats import ReadStats, StatsKeeper
 from zarrbuf.sampling.window import Window
 from zarrbuf.storage.fetching import FetchCost, RemoteObject, fetch
-from zarrbuf.storage.mmap import are_in_memory
-from zarrbuf.trajectory.archived import TrajectoryArchive
-
-PROBES: Final = 16
-"""Chunks of a batch whose pages are looked for in memory before it is read."""
+from zarrbuf.trajectory.archived import ChunkTable, TrajectoryArchive
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ class BatchReader:
         arrays: Mapping[str, AnyArray],
         fields: Sequence[BatchField],
         window: Window,
-    ) -> ReadStats:
+        stats: ReadStats,
+    ) -> None:
         """Read the samples of a plan.
 
         Args:
@@ -144,9 +146,7 @@ class BatchReader:
             arrays: field name -> C-contiguous array [n, ...] of the stored dtype.
             fields: which fields, some of the window's.
             window: the trajectories.
-
-        Returns:
-            What it has cost.
+            stats: what it costs is added.
 
         Raises:
             FormatError: if a chunk that is drawn is damaged; rows of the batch may
@@ -154,17 +154,16 @@ class BatchReader:
             NotFoundError: if an archive is not there.
             StorageError: if the storage failed.
         """
-        stats = ReadStats(batches=1, samples=plan.num_samples)
         reading = _Reading.of(arrays, fields, window, stats)
-        with stats.timing("compile"):
-            compile_reading()
+        started = perf_counter()
+        compile_reading()
+        stats.compile_seconds += perf_counter() - started
         num_opened = self.archives.num_opened
         for part in self._parts(plan, reading):
             self._read_part(part, reading)
         cost = reading.cost
         stats.requests, stats.bytes_fetched = cost.requests, cost.num_bytes
         stats.archives_opened = self.archives.num_opened - num_opened
-        return stats
 
     def fetch_batch(
         self,
@@ -195,19 +194,27 @@ class BatchReader:
     def _fetch(
         self, part: _Part, reads: Sequence[ChunkReads], reading: _Reading
     ) -> None:
-        wanted = [*_chunk_ranges(part, reads), *self.small.ranges(part.tables(reading))]
-        fetch(wanted, reading.cost)
+        """Have what is on object stores of a part here; nothing else is fetched."""
+        if reading.window.is_remote:
+            wanted = part.tables(reading)
+            fetch(
+                [*_chunk_ranges(part, reads), *self.small.ranges(wanted)], reading.cost
+            )
 
     def _read_part(self, part: _Part, reading: _Reading) -> None:
-        with reading.stats.timing("plan"):
-            reads = self._plan(part, reading)
-        with reading.stats.timing("fetch"):
-            self._fetch(part, reads, reading)
+        stats = reading.stats
+        started = perf_counter()
+        reads = self._plan(part, reading)
+        planned = perf_counter()
+        self._fetch(part, reads, reading)
+        stats.plan_seconds += planned - started
+        stats.fetch_seconds += perf_counter() - planned
         if reads:
-            self._decode(reads, reading.stats)
+            self._decode(reads, stats)
         if reading.small:
-            self.small.read(part.tables(reading))
-        self.archives.weigh(part.archives)
+            self._gather(part.tables(reading))
+        if reading.window.is_remote:
+            self.archives.weigh(part.archives)
 
     def _parts(self, plan: ReadPlan, reading: _Reading) -> Iterator[_Part]:
         """Yield the groups of a plan in parts whose archives fit into memory.
@@ -216,7 +223,8 @@ class BatchReader:
         more of them than there is room for.
         """
         for first in range(0, len(plan.positions), MAX_GROUPS):
-            some = plan.part(first, min(first + MAX_GROUPS, len(plan.positions)))
+            last = min(first + MAX_GROUPS, len(plan.positions))
+            some = _part_of(plan, first, last)
             if not reading.big:
                 yield _Part(some, ())
                 continue
@@ -224,34 +232,52 @@ class BatchReader:
             num_bytes = start = 0
             for stop, archive in enumerate(self._opened(some.positions, reading), 1):
                 archives.append(archive)
-                num_bytes += len(archive.source) if archive.is_in_memory else 0
+                num_bytes += archive.memory_bytes
                 is_last = stop == len(some.positions)
                 if is_last or num_bytes > self.archives.max_bytes:
-                    yield _Part(some.part(start, stop), archives)
+                    yield _Part(_part_of(some, start, stop), archives)
                     archives, num_bytes, start = [], 0, stop
 
     @staticmethod
     def _opened(positions: IntArray, reading: _Reading) -> Iterator[TrajectoryArchive]:
         archives = reading.window.archives(positions, reading.cost)
-        for _ in range(len(positions)):
-            with reading.stats.timing("read"):
-                archive = next(archives)
+        while True:
+            started = perf_counter()
+            archive = next(archives, None)
+            reading.stats.read_seconds += perf_counter() - started
+            if archive is None:
+                return
             yield archive
 
     def _decode(self, reads: Sequence[ChunkReads], stats: ReadStats) -> None:
         """Decode chunks of big fields to their rows."""
+        started = perf_counter()
         # Files that were mapped just now are hardly in memory.
         is_cold = self._is_cold or self._num_mapped != self.archives.num_mapped
         self._num_mapped = self.archives.num_mapped
         blocks_before = _blocks_read()
-        with stats.timing("read"):
-            is_cold = is_cold or not are_in_memory(reads[0].some_addresses(PROBES))
-        with stats.timing("decode"):
-            stats.bytes_read += decode_reads(reads, self._workers, is_cold=is_cold)
+        stats.bytes_read += decode_reads(reads, self._workers, is_cold=is_cold)
         # What was not in memory this time will hardly be the next time either.
         self._is_cold = _blocks_read() > blocks_before
         stats.chunks_read += sum(len(one.chunks) for one in reads)
         stats.bytes_decoded += sum(len(one.chunks) * one.row_bytes for one in reads)
+        stats.decode_seconds += perf_counter() - started
+
+    def _gather(self, wanted: TableRead) -> None:
+        """Copy small fields to their rows."""
+        for plan, tables in self.small.tables(wanted):
+            started = perf_counter()
+            if have_loops():
+                scatter_rows(*tables.copies(plan, wanted.arrays))
+            else:
+                tables.gather_plainly(plan, wanted.arrays)
+            wanted.stats.gather_seconds += perf_counter() - started
+
+
+def _part_of(plan: ReadPlan, start: int, stop: int) -> ReadPlan:
+    """Return some groups of a plan: mostly all."""
+    is_whole = start == 0 and stop == len(plan.positions)
+    return plan if is_whole else plan.part(start, stop)
 
 
 def _chunk_ranges(
@@ -286,58 +312,45 @@ def _plan_chunks(
     Raises:
         FormatError: if samples of a trajectory are of another size than a row.
     """
-    # The same field may be an array of its own here and a stage of one there.
-    own = [archive.batch_field(field.name) for archive in archives]
-    shards = [a.shard(one.field) for a, one in zip(archives, own, strict=True)]
-    chunks = _chunk_numbers(archives, own, plan)
-    reads = ChunkReads(shards, plan.counts, chunks, out, plan.rows)
-    row_bytes = reads.row_bytes
-    for archive, shard in zip(archives, shards, strict=True):
-        if shard.num_bytes != row_bytes:
+    name, row_bytes = field.name, field.spec.row_bytes
+    tables = [one.chunk_tables.get(name) or one.chunk_table(name) for one in archives]
+    for archive, table in zip(archives, tables, strict=True):
+        if table.shard.num_bytes != row_bytes:
             raise FormatError(
-                f"{archive.name}: field {field.name!r} has {shard.num_bytes} bytes a "
+                f"{archive.name}: field {name!r} has {table.shard.num_bytes} bytes a "
                 f"sample; {row_bytes} are expected"
             )
-    return reads
-
-
-def _chunk_numbers(
-    archives: Sequence[TrajectoryArchive],
-    fields: Sequence[BatchField],
-    plan: ReadPlan,
-) -> IntArray:
-    """Return the chunk of each sample of a big field.
-
-    Args:
-        archives: one a group.
-        fields: the field as each of them keeps it.
-        plan: the samples.
-    """
-    pairs = list(zip(archives, fields, strict=True))
-    num_rows = [archive.num_rows(field.field) for archive, field in pairs]
-    num_envs = [archive.header.num_envs for archive in archives]
-    chunks = plan.flat
-    if num_rows != [archive.header.num_steps for archive in archives]:
-        parts = np.split(plan.flat, np.cumsum(plan.counts)[:-1])
-        chunks = np.concatenate(
-            [
-                _skip_extra_rows(archive, field, part)
-                for (archive, field), part in zip(pairs, parts, strict=True)
-            ]
-        )
-    stages = np.array([field.stage or 0 for field in fields])
-    first = stages * np.array(num_rows) * np.array(num_envs)
-    numbers: IntArray = chunks + plan.for_samples(first)
-    return numbers
+    first = np.array([table.first for table in tables], np.int64)
+    chunks = _skip_extra_rows(archives, tables, plan) + first[plan.group_of]
+    shards = [table.shard for table in tables]
+    return ChunkReads(shards, plan.counts, chunks, out, plan.rows, row_bytes)
 
 
 def _skip_extra_rows(
-    archive: TrajectoryArchive, field: BatchField, flat: IntArray
+    archives: Sequence[TrajectoryArchive],
+    tables: Sequence[ChunkTable],
+    plan: ReadPlan,
 ) -> IntArray:
-    """Return where samples are in an array with extra rows on its time axis."""
-    header = archive.header
-    num_rows = archive.num_rows(field.field)
-    step, env = np.divmod(flat, header.num_envs)
-    kept = step_rows(field.spec.rows, num_rows, header.num_steps)
-    found: IntArray = kept[step] * header.num_envs + env
-    return found
+    """Return where samples are in arrays that may have extra rows on their time axis.
+
+    Args:
+        archives: one a group.
+        tables: of the field, one a group.
+        plan: the samples.
+
+    Returns:
+        int64 [n], `row * B + b`.
+    """
+    if all(
+        table.num_rows == archive.header.num_steps
+        for archive, table in zip(archives, tables, strict=True)
+    ):
+        return plan.flat
+    parts = np.split(plan.flat, np.cumsum(plan.counts)[:-1])
+    found = []
+    for archive, table, flat in zip(archives, tables, parts, strict=True):
+        header = archive.header
+        step, env = np.divmod(flat, header.num_envs)
+        kept = step_rows(table.rows, table.num_rows, header.num_steps)
+        found.append(kept[step] * header.num_envs + env)
+    return np.concatenate(found)

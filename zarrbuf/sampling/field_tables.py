@@ -12,13 +12,13 @@ import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from zarrbuf.archive.chunks import address_of, require
-from zarrbuf.archive.decode import have_loops, scatter_rows
+from zarrbuf.archive.chunks import address_of
 from zarrbuf.archive.spec import AnyArray, BatchField, sorted_fields, step_rows
 from zarrbuf.common.lru import LruCache
 from zarrbuf.errors import FormatError
@@ -126,28 +126,32 @@ class SmallTables:
         self._sizes[position] = len(table)
         self._addresses[position] = address_of(table)  # last: it tells that it is there
 
-    def gather(self, plan: ReadPlan, batch: Mapping[str, AnyArray]) -> None:
-        """Copy the rows of a plan to their rows of the batch.
+    def copies(
+        self, plan: ReadPlan, batch: Mapping[str, AnyArray]
+    ) -> tuple[npt.NDArray[np.uint64], int, list[int], list[AnyArray], IntArray]:
+        """Return which packed rows go to which rows of the batch.
 
         Args:
             plan: samples of trajectories that all have a table.
             batch: field name -> array [n, ...], of `fields` at least.
+
+        Returns:
+            The arguments of `decode.scatter_rows`. The memory is that of the tables.
         """
-        if not have_loops():
-            self._gather_plainly(plan, batch)
-            return
-        sizes = plan.for_samples(self._sizes[plan.positions])
-        require((plan.flat >= 0).all() and (plan.flat < sizes).all())
+        sizes = self._sizes[plan.positions][plan.group_of]
+        if not ((plan.flat >= 0) & (plan.flat < sizes)).all():
+            raise AssertionError("an address would lie outside its memory")
         columns = self._dtype.fields
         assert columns is not None
         offsets = [columns[field.name][1] for field in self.fields]
         outs = [batch[field.name] for field in self.fields]
         num_bytes = self._dtype.itemsize
-        first = plan.for_samples(self._addresses[plan.positions])
+        first = self._addresses[plan.positions][plan.group_of]
         sources = (first + plan.flat * num_bytes).astype(np.uint64)
-        scatter_rows(sources, num_bytes, offsets, outs, plan.rows)
+        return sources, num_bytes, offsets, outs, plan.rows
 
-    def _gather_plainly(self, plan: ReadPlan, batch: Mapping[str, AnyArray]) -> None:
+    def gather_plainly(self, plan: ReadPlan, batch: Mapping[str, AnyArray]) -> None:
+        """Copy the rows of a plan to their rows of the batch, field by field."""
         for group in plan.groups:
             table = self._tables[group.position]
             for field in self.fields:
@@ -251,17 +255,19 @@ class TableReader:
         for _ in self._opened(wanted, unknown[missing]):
             pass
 
-    def read(self, wanted: TableRead) -> None:
-        """Copy small fields to their rows, with tables of bounded size at a time.
+    def tables(self, wanted: TableRead) -> Iterator[tuple[ReadPlan, SmallTables]]:
+        """Yield samples and the tables that hold them, of bounded size at a time.
+
+        Tables are let go of when the next ones are asked for.
 
         Raises:
             FormatError: if a chunk is damaged.
         """
         plan, tables = wanted.plan, self._tables_of(wanted)
         unknown = tables.unknown(plan.positions)
-        needed = tables.table_bytes(plan.positions[unknown])
-        if tables.num_bytes + int(needed.sum()) <= self._table_bytes:
-            self._gather(wanted, tables)
+        if not len(unknown) or self._have_room(tables, plan.positions[unknown]):
+            self._decode(wanted, tables, unknown)
+            yield plan, tables
             return
         self._tables = None
         if not wanted.archives:
@@ -272,13 +278,18 @@ class TableReader:
             before = int(used[start - 1]) if start else 0
             stop = int(np.searchsorted(used, before + self._table_bytes, side="right"))
             stop = max(start + 1, stop)
-            some = dataclasses.replace(
-                wanted,
-                plan=plan.part(start, stop),
-                archives=wanted.archives[start:stop],
-            )
-            self._gather(some, _new_tables(wanted))
+            part = plan.part(start, stop)
+            archives = wanted.archives[start:stop]
+            some = dataclasses.replace(wanted, plan=part, archives=archives)
+            tables = _new_tables(wanted)
+            self._decode(some, tables, tables.unknown(part.positions))
+            yield part, tables
             start = stop
+
+    def _have_room(self, tables: SmallTables, positions: IntArray) -> bool:
+        """Whether tables may be kept at once with those of some trajectories more."""
+        needed = int(tables.table_bytes(positions).sum())
+        return tables.num_bytes + needed <= self._table_bytes
 
     def _tables_of(self, wanted: TableRead) -> SmallTables:
         """Return the tables of a window, those of the last batch if they still hold.
@@ -296,16 +307,18 @@ class TableReader:
             self._tables = kept
         return kept
 
-    def _gather(self, wanted: TableRead, tables: SmallTables) -> None:
-        self._decode(wanted, tables)
-        with wanted.stats.timing("gather"):
-            tables.gather(wanted.plan, wanted.arrays)
+    def _decode(
+        self, wanted: TableRead, tables: SmallTables, unknown: IntArray
+    ) -> None:
+        """Have a table of each trajectory of a plan, opened if need be.
 
-    def _decode(self, wanted: TableRead, tables: SmallTables) -> None:
-        """Have a table of each trajectory of a plan, opened if need be."""
+        Args:
+            wanted: what is read.
+            tables: get those that they lack.
+            unknown: which groups these are of.
+        """
         plan, stats = wanted.plan, wanted.stats
-        stats.samples_cached += plan.num_samples
-        unknown = tables.unknown(plan.positions)
+        stats.samples_cached += len(plan.rows)
         if not len(unknown):
             return
         positions = plan.positions[unknown]
@@ -318,10 +331,12 @@ class TableReader:
         archives = self._opened(wanted, unknown[missing])
         for number in missing:
             position, uuid = int(positions[number]), uuids[number]
-            with stats.timing("read"):
-                archive = next(archives)
-            with stats.timing("decode"):
-                decoded = decode_small_fields(archive)
+            started = perf_counter()
+            archive = next(archives)
+            opened = perf_counter()
+            decoded = decode_small_fields(archive)
+            stats.read_seconds += opened - started
+            stats.decode_seconds += perf_counter() - opened
             self._kept.put(uuid, decoded, cost=decoded.nbytes + TABLE_BYTES)
             tables.put(position, decoded, name=archive.name)
             stats.small_fields_decoded += 1

@@ -51,11 +51,13 @@ class IndexMap:
         starts: int64 [len(spans) + 1], number of the first sample of each span; the
             last entry is the number of samples.
         firsts: int64 [len(spans) + 1], position of the first trajectory of each span.
+        total_samples: samples of all of them.
     """
 
     spans: tuple[Span, ...]
     starts: IntArray
     firsts: IntArray
+    total_samples: int
 
     @classmethod
     def of(cls, num_steps: IntArray, num_envs: IntArray) -> IndexMap:
@@ -69,12 +71,7 @@ class IndexMap:
         """Make the map of some spans, one after the other."""
         starts = np.cumsum([0, *(span.num_samples for span in spans)])
         firsts = np.cumsum([0, *(len(span.ends) for span in spans)])
-        return cls(tuple(spans), starts, firsts)
-
-    @property
-    def total_samples(self) -> int:
-        """Samples in the window."""
-        return int(self.starts[-1])
+        return cls(tuple(spans), starts, firsts, int(starts[-1]))
 
     @property
     def num_trajectories(self) -> int:
@@ -122,23 +119,14 @@ class ReadPlan:
         rows: int64 [n], rows of the batch, each once; those of the first group first.
         flat: int64 [n], samples `t * B + b` in their trajectories; within one by
             environment, then step, as big fields lie in the file.
+        group_of: int64 [n], the group of each sample, ascending.
     """
 
     positions: IntArray
     counts: IntArray
     rows: IntArray
     flat: IntArray
-
-    @property
-    def num_samples(self) -> int:
-        """Rows of the batch."""
-        return len(self.rows)
-
-    def for_samples(self, values: IntArray) -> IntArray:
-        """Return a value of each group for each of its samples, int64 [n]."""
-        if len(self.positions) == len(self.rows):
-            return values
-        return np.repeat(values, self.counts)
+    group_of: IntArray
 
     @property
     def groups(self) -> list[Group]:
@@ -163,7 +151,8 @@ class ReadPlan:
         """
         order = np.argsort(self.positions, kind="stable")
         positions, counts = np.unique(self.positions, return_counts=True)
-        return ReadPlan(positions, counts, self.rows[order], self.flat[order])
+        group_of = np.repeat(np.arange(len(positions)), counts)
+        return ReadPlan(positions, counts, self.rows[order], self.flat[order], group_of)
 
     def part(self, start: int, stop: int) -> ReadPlan:
         """Return the groups from `start` up to `stop`."""
@@ -174,6 +163,7 @@ class ReadPlan:
             self.counts[start:stop],
             self.rows[first:last],
             self.flat[first:last],
+            self.group_of[first:last] - start,
         )
 
 
@@ -210,14 +200,15 @@ def plan_batch(
     position, flat = _find_samples(draws, index)
     if not in_place_order:
         every = np.arange(len(draws))
-        return ReadPlan(position, np.ones_like(every), every, flat)
+        return ReadPlan(position, np.ones_like(every), every, flat, every)
     order = np.argsort(_places(position, flat, draws, index), kind="stable")
     position, flat = position[order], flat[order]
     is_first = np.ones(len(draws), np.bool_)
     is_first[1:] = position[1:] != position[:-1]
     starts = np.flatnonzero(is_first)
     counts = np.diff(starts, append=len(draws))
-    return ReadPlan(position[starts], counts, order, flat)
+    group_of = np.cumsum(is_first) - 1
+    return ReadPlan(position[starts], counts, order, flat, group_of)
 
 
 def _by_span(

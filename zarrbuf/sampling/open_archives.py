@@ -114,7 +114,7 @@ class OpenArchives:
         store: TrajectoryStore,
         cost: FetchCost,
     ) -> list[TrajectoryArchive]:
-        uuids = [rows.uuid(position) for position in positions]
+        uuids = [one.hex() for one in rows.fixed["uuid"][positions].tolist()]
         kept = zip(uuids, self._kept.get_all(uuids), strict=True)
         found = {uuid: archive for uuid, archive in kept if archive is not None}
         pairs = zip(uuids, positions, strict=True)
@@ -129,10 +129,9 @@ class OpenArchives:
     def _keep(
         self, uuid: str, archive: TrajectoryArchive, store: TrajectoryStore
     ) -> None:
-        is_kept = archive.is_in_memory and store.keeps(uuid)
-        is_held = archive.is_in_memory and not is_kept
+        is_kept = archive.memory_bytes > 0 and store.keeps(uuid)
         cost = archive.open_bytes + archive.fetched_bytes
-        cost += len(archive.source) if is_held else 0
+        cost += 0 if is_kept else archive.memory_bytes
         self._kept.put(uuid, archive, cost=cost)
         if is_kept and not store.keeps(uuid):
             # Forgotten meanwhile: nothing else would drop it from here.

@@ -6,15 +6,15 @@ no generator.
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import Any, Final
 
 import torch
 
 from zarrbuf.common.arguments import check_whole_number
 from zarrbuf.errors import EmptyBufferError
-from zarrbuf.sampling.batch_memory import BatchMemory
 from zarrbuf.sampling.batch_reader import BatchReader
-from zarrbuf.sampling.batches import arrays_of, as_batch, new_arrays
+from zarrbuf.sampling.batches import BatchMemory, arrays_of, new_batch
 from zarrbuf.sampling.index_map import plan_batch
 from zarrbuf.sampling.prefetch import Prefetcher
 from zarrbuf.sampling.stats import ReadStats
@@ -45,24 +45,25 @@ class Sampler:
             raise EmptyBufferError(
                 "the buffer holds no trajectory; add or load some before sampling"
             )
-        planning = ReadStats()
-        with planning.timing("plan"):
-            if out is None:
-                arrays = new_arrays(fields, count, self._memory)
-            else:
-                arrays = arrays_of(out, fields, count)
-            draws = torch.randint(0, total, (count,), generator=generator)
-            any_big = any(field.spec.is_big for field in fields)
-            plan = plan_batch(draws.numpy(), window.index, in_place_order=any_big)
+        stats = ReadStats(batches=1, samples=count)
+        started = perf_counter()
+        if out is None:
+            arrays, batch = new_batch(fields, count, self._memory)
+        else:
+            arrays, batch = arrays_of(out, fields, count), out
+        draws = torch.randint(0, total, (count,), generator=generator)
+        any_big = any(field.spec.is_big for field in fields)
+        plan = plan_batch(draws.numpy(), window.index, in_place_order=any_big)
+        planned = perf_counter()
+        stats.plan_seconds = planned - started
         if window.is_remote:
-            with planning.timing("fetch"):
-                self._prefetcher.wait_for(draws, window)
-        stats = self._reader.read_batch(plan, arrays, fields, window)
+            self._prefetcher.wait_for(draws, window)
+            stats.fetch_seconds = perf_counter() - planned
+        self._reader.read_batch(plan, arrays, fields, window, stats)
         if window.is_remote:
             self._prefetcher.fetch_newest(window)
             self._prefetcher.plan_next(
                 generator, count, window, batch_bytes=stats.bytes_read
             )
-        stats.add(planning)
         self._reader.stats.add(stats)
-        return as_batch(fields, arrays) if out is None else out
+        return batch

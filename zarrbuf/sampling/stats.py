@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from time import perf_counter
 
 
 @dataclass
@@ -26,9 +23,10 @@ class ReadStats:
         samples_cached: samples whose small fields were kept decoded.
         compile_seconds: compiling the loops, in the first call of a process.
         plan_seconds: drawing, and finding out which chunks are wanted.
-        read_seconds: opening archives, and finding out whether chunks are in memory.
+        read_seconds: opening archives.
         fetch_seconds: waiting for object stores, for chunks.
-        decode_seconds: checking and decoding chunks, the wait for them included.
+        decode_seconds: checking and decoding chunks, finding out whether they are in
+            memory, and the wait for them.
         gather_seconds: copying small fields into the batch.
     """
 
@@ -53,16 +51,6 @@ class ReadStats:
         """Add what other calls have cost."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
-
-    @contextmanager
-    def timing(self, name: str) -> Iterator[None]:
-        """Add the seconds that a block takes to `{name}_seconds`."""
-        started = perf_counter()
-        try:
-            yield
-        finally:
-            key = f"{name}_seconds"
-            setattr(self, key, getattr(self, key) + perf_counter() - started)
 
 
 class StatsKeeper:

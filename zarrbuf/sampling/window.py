@@ -41,16 +41,19 @@ class LiveRows:
     Attributes:
         parts: stores with those of their rows that are listed.
         index: the samples of these rows, numbered.
+        is_remote: whether any row is on an object store.
     """
 
     parts: tuple[Part, ...]
     index: IndexMap
+    is_remote: bool
 
     @classmethod
     def of(cls, parts: Sequence[Part]) -> LiveRows:
         """Put the listed rows of `parts` one after the other."""
         index = IndexMap.of_spans([_span(listed) for _, listed in parts])
-        return cls(tuple(parts), index)
+        is_remote = any(store.is_remote and len(listed) for store, listed in parts)
+        return cls(tuple(parts), index, is_remote)
 
     def newest(self, window_size: int) -> LiveRows:
         """Return the newest `window_size` rows, all for 0."""
@@ -80,11 +83,6 @@ class LiveRows:
             first + listed.positions - listed.start for first, (_, listed) in pairs
         ]
         return np.concatenate([np.zeros(0, np.int64), *found])
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether any row is on an object store."""
-        return any(store.is_remote and len(listed) for store, listed in self.parts)
 
     def _locate(self, position: int) -> tuple[TrajectoryStore, Rows, int]:
         """Return the store of a trajectory, the rows it is in, and where."""
@@ -118,8 +116,9 @@ class LiveRows:
         What is on object stores is opened at once; its chunks are not there yet.
         """
         for here, first, (store, listed) in self._by_part(positions):
-            numbers = here - first + listed.start
-            yield from opened.several(listed.table.rows, numbers, store, cost)
+            if len(here):
+                numbers = here - first + listed.start
+                yield from opened.several(listed.table.rows, numbers, store, cost)
 
     def _by_part(self, positions: IntArray) -> Iterator[tuple[IntArray, int, Part]]:
         """Yield the ascending positions in each part, and its first position."""
@@ -153,23 +152,24 @@ class Window:
 
     Attributes:
         rows: their rows.
+        index: where their samples lie.
+        is_remote: whether any is on an object store.
         fields: the fields that every one of them has, by name.
         opened: where their archives are kept open.
     """
 
     rows: LiveRows
+    index: IndexMap
+    is_remote: bool
     fields: tuple[BatchField, ...]
     opened: OpenArchives
 
-    @property
-    def index(self) -> IndexMap:
-        """Where their samples lie."""
-        return self.rows.index
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether any trajectory is on an object store."""
-        return self.rows.is_remote
+    @classmethod
+    def of(
+        cls, rows: LiveRows, fields: tuple[BatchField, ...], opened: OpenArchives
+    ) -> Window:
+        """Make the window of some rows."""
+        return cls(rows, rows.index, rows.is_remote, fields, opened)
 
     def newest(self, count: int) -> IntArray:
         """Return positions of the newest trajectories, ascending, at most `count`."""

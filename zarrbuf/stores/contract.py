@@ -64,9 +64,12 @@ class TrajectoryStore(abc.ABC):
 
     Attributes:
         suffix: "zarr", "pt" or "pkl".
+        is_remote: whether archives are fetched in parts, so that many are opened at
+            once.
     """
 
     suffix: str = "zarr"
+    is_remote: bool = False
 
     @property
     @abc.abstractmethod
@@ -95,11 +98,6 @@ class TrajectoryStore(abc.ABC):
     def known_schema(self, row: Row) -> Schema | None:
         """Return the fields of one trajectory, or None if it has to be opened first."""
         return self.schema(row)
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether archives are fetched in parts, so that many are opened at once."""
-        return False
 
     def keeps(self, uuid: str) -> bool:
         """Whether the bytes of an archive are in memory anyway, for the time being."""

@@ -89,6 +89,7 @@ class LogStore(TrajectoryStore):
         """Use an opened log."""
         self.log = log
         self.storage: Storage = log.storage
+        self.is_remote = self.storage.is_remote
         self._bases = Bases(self.storage)
         self._unclear_since: int | None = None
         self._is_past = False
@@ -146,10 +147,6 @@ class LogStore(TrajectoryStore):
     def refresh(self) -> None:  # noqa: D102
         if not self._is_past:
             self.log.refresh()
-
-    @property
-    def is_remote(self) -> bool:  # noqa: D102
-        return self.storage.is_remote
 
     def schema(self, row: Row) -> Schema:  # noqa: D102
         return self.log.snapshot.schemas[row.schema]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.sampling.batch_memory import BatchMemory
+from zarrbuf.sampling.batches import BatchMemory
 
 Batch = dict[str, Any]
 """Nested dict of tensors [n, ...]."""

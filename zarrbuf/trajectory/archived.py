@@ -8,17 +8,17 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from zarrbuf.archive.chunks import Source
+from zarrbuf.archive.chunks import Shard, Source
 from zarrbuf.archive.group import Archive, is_metadata
 from zarrbuf.archive.spec import (
     DICT_FIELDS,
-    BatchField,
     FieldSpec,
+    Rows,
     Schema,
     array_shape,
     batch_fields,
@@ -85,11 +85,29 @@ class TrajectoryHeader:
         return attributes
 
 
+class ChunkTable(NamedTuple):
+    """Where a big field of batches lies in one archive: a sample is a chunk.
+
+    Attributes:
+        shard: the chunks, in the order stage, row of the time axis, environment.
+        first: the chunk of the first row: with a stage axis, behind the other stage.
+        num_rows: rows on the time axis, extra rows included.
+        rows: where extra rows stand.
+    """
+
+    shard: Shard
+    first: int
+    num_rows: int
+    rows: Rows
+
+
 class TrajectoryArchive(Archive):
     """The archive of one trajectory.
 
     Attributes:
         header: its attributes, checked against its arrays.
+        chunk_tables: those big fields of batches that were looked up, see
+            `chunk_table`.
     """
 
     def __init__(self, source: Source, *, name: str, is_whole: bool = True) -> None:
@@ -103,7 +121,7 @@ class TrajectoryArchive(Archive):
         super().__init__(source, name=name, is_whole=is_whole)
         self.header = _parse_header(self.attributes, name=name)
         _check_fields(self.header, self.arrays, name=name)
-        self._batch_fields = {f.name: f for f in batch_fields(self.header.schema)}
+        self.chunk_tables: dict[str, ChunkTable] = {}
 
     @classmethod
     def open_sparse(
@@ -154,9 +172,25 @@ class TrajectoryArchive(Archive):
             [np.zeros((0, 2), np.int64), *map(self.member_range, small)]
         )
 
-    def batch_field(self, name: str) -> BatchField:
-        """Return where a field of batches is kept here."""
-        return self._batch_fields[name]
+    def chunk_table(self, name: str) -> ChunkTable:
+        """Return where a big field of batches is kept here, and remember it.
+
+        Raises:
+            FormatError: if its shard index is damaged.
+        """
+        # The same field may be an array of its own here and a stage of one there.
+        (one,) = (f for f in batch_fields(self.header.schema) if f.name == name)
+        num_rows = self.num_rows(one.field)
+        first = (one.stage or 0) * num_rows * self.header.num_envs
+        shard = self.shard(one.field)
+        table = ChunkTable(shard, first, num_rows, one.spec.rows)
+        self.chunk_tables[name] = table
+        return table
+
+    def emptied(self) -> Self:  # noqa: D102
+        copied = super().emptied()
+        copied.chunk_tables = {}
+        return copied
 
     @property
     def open_bytes(self) -> int:
