@@ -88,7 +88,7 @@ def test_workers_draw_forty_times(
 def test_a_forked_child_without_another_client_is_told_what_to_do(
     s3: S3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zarrbuf.storage.requests._used_obstore_in", {1})
+    monkeypatch.setattr("zarrbuf.storage.file_systems._used_obstore_in", {1})
     real = __import__("importlib.util").util.find_spec
     monkeypatch.setattr(
         "importlib.util.find_spec",
