@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks import (
+from benchmarks.measures import (
     batches,
     cold,
     frames,
@@ -20,11 +20,11 @@ from benchmarks import (
     remote,
     scale,
     states,
-    tables,
     threads,
     viewing,
 )
 from benchmarks.options import Options, say
+from benchmarks.tables import markdown
 
 Part = Callable[[Options], list[str]]
 PARTS: Final[Mapping[str, tuple[str, Part]]] = {
@@ -89,7 +89,7 @@ def measure(name: str, options: argparse.Namespace) -> None:
     """Measure one part, print its figures and write them where they belong."""
     title, part = PARTS[name]
     say(f"--- {name}: {title}")
-    content = tables.section(
+    content = markdown.section(
         command_line(options, name),
         part(Options(options.quick, options.rounds, options.work_dir)),
     )
@@ -97,7 +97,7 @@ def measure(name: str, options: argparse.Namespace) -> None:
     if options.output is not None:
         old = options.output.read_text() if options.output.exists() else ""
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(tables.replace_section(old, name, title, content))
+        options.output.write_text(markdown.replace_section(old, name, title, content))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -10,14 +10,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from benchmarks import tables
-from benchmarks.batches import WITH_OUT
-from benchmarks.contenders import Contender, TorchrlMemmap, Zarrbuf, ZarrbufReader
+from benchmarks.contenders.contract import Contender
+from benchmarks.contenders.from_files import (
+    WITH_OUT,
+    TorchrlMemmap,
+    Zarrbuf,
+    ZarrbufReader,
+)
+from benchmarks.contenders.in_memory import Memory, MemoryFresh, MemoryReused
 from benchmarks.data import DataSet
-from benchmarks.in_memory import Memory, MemoryFresh, MemoryReused
-from benchmarks.measure import check_equal, draw_rounds, store_all
+from benchmarks.measures.rounds import check_equal, draw_rounds, store_all
 from benchmarks.options import NOISE, Options, say
-from benchmarks.tables import mb, ms
+from benchmarks.tables import markdown
+from benchmarks.tables.markdown import mb, ms
 from benchmarks.timing import Drawn, timed
 from zarrbuf import Trajectory
 
@@ -167,7 +172,7 @@ def sampling(found: Sequence[Found]) -> str:
         "`sample` / fresh pages",
         "`out=` / `out=`",
     )
-    return tables.table(head, rows)
+    return markdown.table(head, rows)
 
 
 _OTHERS: Final = (
@@ -191,4 +196,4 @@ def storing(found: Sequence[Found]) -> str:
         for one in found
     ]
     head = ("trajectories", "raw MB", "stored MB", "raw / stored", "raw GB/s")
-    return tables.table(head, rows)
+    return markdown.table(head, rows)

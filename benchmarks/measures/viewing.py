@@ -20,13 +20,13 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks import tables
-from benchmarks.children import run_module
 from benchmarks.data import chain, load_rollouts, resample
-from benchmarks.object_server import BUCKET
+from benchmarks.measures.children import run_module
+from benchmarks.measures.object_server import BUCKET
+from benchmarks.measures.remote import LATENCY_S, Server, serving
 from benchmarks.options import Options, say
-from benchmarks.remote import LATENCY_S, Server, serving
-from benchmarks.tables import Target, ms
+from benchmarks.tables import markdown
+from benchmarks.tables.markdown import Target, ms
 from benchmarks.timing import timed
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.viewer.cursor import Place
@@ -58,7 +58,9 @@ def run(options: Options) -> list[str]:
         store(folder / "many", (make_short(number) for number in range(num_small)))
         say(f"stored {num_small:,} trajectories")
         for _ in range(repeats):
-            firsts.append(run_module("benchmarks.viewing", str(folder / "many")))
+            firsts.append(
+                run_module("benchmarks.measures.viewing", str(folder / "many"))
+            )
     return render(num_steps, num_small, moves, firsts)
 
 
@@ -203,8 +205,8 @@ def render(
         f"{num_steps:,} steps of {SIZE[0]}x{SIZE[1]} frames on a store that answers "
         f"after {1e3 * LATENCY_S:.0f} ms, {NUM_MOVES} moves; {num_small:,} "
         "trajectories on a disk.",
-        tables.targets(some),
-        tables.table(
+        markdown.targets(some),
+        markdown.table(
             ("ms", "first picture", "second", "a move", "slowest", "requests a move"),
             rows,
         ),

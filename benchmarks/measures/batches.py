@@ -10,66 +10,40 @@ from __future__ import annotations
 import os
 import statistics
 import warnings
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import zarr
 from zarr.storage import MemoryStore
 
-from benchmarks import report
-from benchmarks.contenders import (
-    Contender,
+from benchmarks.contenders.contract import Contender
+from benchmarks.contenders.from_files import (
+    WITH_OUT,
     TorchrlMemmap,
     WholeFiles,
     Zarrbuf,
     ZarrbufReader,
     ZarrbufZstd,
 )
-from benchmarks.data import DataSet, num_bytes
-from benchmarks.in_memory import (
+from benchmarks.contenders.in_memory import (
     CopiedIn,
     Memory,
     MemoryFresh,
     MemoryFreshHuge,
     MemoryReused,
 )
-from benchmarks.measure import check_equal, draw_rounds, in_turn
+from benchmarks.contenders.readers import Tensorstore, ZarrPython
+from benchmarks.data import DataSet, num_bytes
+from benchmarks.measures.rounds import check_equal, draw_rounds, in_turn
 from benchmarks.options import BATCH_SIZE, Options, say
-from benchmarks.readers import Tensorstore, ZarrPython
-from benchmarks.timing import Drawn, Times, timed
+from benchmarks.tables.batches import Results, render
+from benchmarks.timing import timed
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.stores.opening import open_store
 from zarrbuf.trajectory.encoding import EncodedTrajectory, encode_trajectory
 
-WITH_OUT: Final = "zarrbuf, `out=`"
 HELD: Final = "zarrbuf, every batch held"
-
-
-@dataclass
-class Results:
-    """What was measured.
-
-    Attributes:
-        data: the data set.
-        raw_bytes: bytes of all tensors.
-        write: seconds to store a trajectory; a round is a trajectory.
-        drawn: batches; None until they are drawn.
-        disk: bytes stored by each contender that stores files.
-        add_seconds: how long `add_trajectories` held its caller.
-        sync_seconds: what fsync of each `.pt` file took.
-        figures: single figures by name, seconds.
-    """
-
-    data: DataSet
-    raw_bytes: int = 0
-    write: Times = field(default_factory=Times)
-    drawn: Drawn = field(default_factory=lambda: Drawn(BATCH_SIZE))
-    disk: dict[str, int] = field(default_factory=dict)
-    add_seconds: list[float] = field(default_factory=list)
-    sync_seconds: list[float] = field(default_factory=list)
-    figures: dict[str, float] = field(default_factory=dict)
 
 
 def run(options: Options) -> list[str]:
@@ -95,7 +69,7 @@ def run(options: Options) -> list[str]:
         for one in contenders:
             one.close()
         measure_overheads(folder, results, repeats=options.few(30, 3))
-    return report.render(results, with_out=WITH_OUT)
+    return render(results, with_out=WITH_OUT)
 
 
 def make_contenders(folder: Path, data: DataSet) -> tuple[list[Contender], Memory]:

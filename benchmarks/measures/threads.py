@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from benchmarks import tables
-from benchmarks.contenders import Contender, Zarrbuf, ZarrbufReader
+from benchmarks.contenders.contract import Contender
+from benchmarks.contenders.from_files import Zarrbuf, ZarrbufReader
 from benchmarks.data import DataSet
-from benchmarks.measure import check_equal, draw_rounds, store_all
+from benchmarks.measures.rounds import check_equal, draw_rounds, store_all
 from benchmarks.options import NOISE, Options, say
-from benchmarks.tables import Target
+from benchmarks.tables import markdown
+from benchmarks.tables.markdown import Target
 from benchmarks.timing import Drawn
 
 COUNT: Final = 128
@@ -30,9 +31,9 @@ def run(options: Options) -> list[str]:
     found = {data.content: draw(data, options) for data in (noisy, rendered)}
     faster = found[noisy.content].times.ratio(ONE, TWO)
     name = f"one thread / two threads, {noisy.content}"
-    parts = [tables.targets([Target(name, 1.5, faster, at_least=True)])]
+    parts = [markdown.targets([Target(name, 1.5, faster, at_least=True)])]
     for content, drawn in found.items():
-        parts += [f"{content}, with `out=`:", tables.sampling(drawn, ONE)]
+        parts += [f"{content}, with `out=`:", markdown.sampling(drawn, ONE)]
     return parts
 
 

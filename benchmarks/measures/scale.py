@@ -21,12 +21,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks import tables
-from benchmarks.children import run_module
 from benchmarks.data import DataSet
-from benchmarks.memory import load_libraries, resident_bytes
+from benchmarks.measures.children import run_module
+from benchmarks.measures.memory import load_libraries, resident_bytes
 from benchmarks.options import Options, say
-from benchmarks.tables import Target, mb, ms
+from benchmarks.tables import markdown
+from benchmarks.tables.markdown import Target, mb, ms
 from benchmarks.timing import timed
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.manifest.changes import listing_actions
@@ -62,7 +62,7 @@ def run(options: Options) -> list[str]:
             ("add", [few, many]),
         ):
             arguments = (kind, str(repeats), *map(str, where))
-            found[kind] = run_module("benchmarks.scale", *arguments)
+            found[kind] = run_module("benchmarks.measures.scale", *arguments)
             say(f"measured in a process of its own: {kind}")
     return render(num_rows, archives, lists, found)
 
@@ -217,8 +217,8 @@ def render(
     ]
     return [
         f"{num_rows:,} rows that name {archives:,} archives.",
-        tables.targets(some),
-        tables.table(("zarrbuf", ""), rows),
+        markdown.targets(some),
+        markdown.table(("zarrbuf", ""), rows),
     ]
 
 

@@ -15,11 +15,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks import tables
-from benchmarks.children import run_module
-from benchmarks.memory import load_libraries, resident_bytes
+from benchmarks.measures.children import run_module
+from benchmarks.measures.memory import load_libraries, resident_bytes
 from benchmarks.options import Options, say
-from benchmarks.tables import Target, mb
+from benchmarks.tables import markdown
+from benchmarks.tables.markdown import Target, mb
 from benchmarks.timing import timed
 from zarrbuf import TrajectoryReplayBuffer, merge, split
 from zarrbuf.archive.spec import FieldSpec
@@ -46,7 +46,9 @@ def run(options: Options) -> list[str]:
             make_buffer(folder / f"rank_{number}", num_rows, seed=number)
         say(f"listed {NUM_BUFFERS} x {num_rows:,} trajectories")
         for number in range(repeats):
-            numbers = run_module("benchmarks.merging", str(folder), str(number))
+            numbers = run_module(
+                "benchmarks.measures.merging", str(folder), str(number)
+            )
             found.append(numbers)
             say(f"merged in {numbers['merge_seconds']:.2f} s")
     return render(NUM_BUFFERS * num_rows, found)
@@ -140,8 +142,8 @@ def render(num_rows: int, found: list[Numbers]) -> list[str]:
     ]
     return [
         f"{NUM_BUFFERS} buffers of {num_rows // NUM_BUFFERS:,} trajectories each.",
-        tables.targets(some),
-        tables.table(("zarrbuf", ""), rows),
+        markdown.targets(some),
+        markdown.table(("zarrbuf", ""), rows),
     ]
 
 

@@ -14,12 +14,13 @@ from typing import Any, Final
 
 from torchrl.data import ReplayBuffer
 
-from benchmarks import tables
-from benchmarks.contenders import Contender, TorchrlMemmap, Zarrbuf
+from benchmarks.contenders.contract import Contender
+from benchmarks.contenders.from_files import TorchrlMemmap, Zarrbuf
 from benchmarks.data import DataSet
-from benchmarks.measure import store_all
+from benchmarks.measures.rounds import store_all
 from benchmarks.options import BATCH_SIZE, Options, say
-from benchmarks.tables import Target, ms
+from benchmarks.tables import markdown
+from benchmarks.tables.markdown import Target, ms
 from zarrbuf import PreloadReplayBufferDataset, TrajectoryReplayBuffer
 
 STEP_SECONDS: Final = 0.02
@@ -110,8 +111,8 @@ def render(data: DataSet, found: dict[str, list[tuple[float, float]]]) -> list[s
     return [
         f"{data.content}; batches of {BATCH_SIZE}, and {ms(STEP_SECONDS)} ms of sleep "
         "with each.",
-        tables.targets(
+        markdown.targets(
             [Target(f"share busy, {AHEAD}", 0.9, shares[AHEAD], at_least=True)]
         ),
-        tables.table(head, rows),
+        markdown.table(head, rows),
     ]

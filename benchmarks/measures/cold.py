@@ -24,13 +24,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks import pages, tables
-from benchmarks.contenders import Zarrbuf
+from benchmarks.contenders.from_files import Zarrbuf
+from benchmarks.contenders.readers import BIG, STAGES
 from benchmarks.data import DataSet
-from benchmarks.measure import store_all
+from benchmarks.measures import pages
+from benchmarks.measures.rounds import store_all
 from benchmarks.options import NOISE, Options, say
-from benchmarks.readers import BIG, STAGES
-from benchmarks.tables import Target, mb, ms
+from benchmarks.tables import markdown
+from benchmarks.tables.markdown import Target, mb, ms
 from benchmarks.timing import Times, timed
 from zarrbuf import TrajectoryReplayBuffer
 from zarrbuf.stores.opening import open_store
@@ -248,7 +249,7 @@ def render(found: list[Found]) -> list[str]:
         )
         for one in found
     ]
-    parts = [tables.targets(some)]
+    parts = [markdown.targets(some)]
     for one in found:
         parts += [
             f"{one.data.content}, batches of {one.count}: "
@@ -278,7 +279,7 @@ def case_table(found: Found) -> str:
                 ms(found.times.median(name)),
                 f"{ms(first)} to {ms(third)}",
                 *figures,
-                tables.times(found.times.ratio(name, BASELINE)),
+                markdown.times(found.times.ratio(name, BASELINE)),
             )
         )
     head = (
@@ -289,4 +290,4 @@ def case_table(found: Found) -> str:
         "read / needed",
         "time / the file's",
     )
-    return tables.table(head, rows)
+    return markdown.table(head, rows)

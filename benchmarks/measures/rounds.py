@@ -14,7 +14,7 @@ from typing import Final
 
 import torch
 
-from benchmarks.contenders import Contender, flat_batch
+from benchmarks.contenders.contract import Contender, flat_batch
 from benchmarks.data import DataSet, Flat, num_bytes
 from benchmarks.options import say
 from benchmarks.timing import Drawn, page_faults, timed

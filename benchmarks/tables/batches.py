@@ -3,18 +3,44 @@
 from __future__ import annotations
 
 import statistics
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field
+from typing import Final
 
-from benchmarks import tables
-from benchmarks.contenders import TorchrlMemmap, WholeFiles, Zarrbuf
-from benchmarks.in_memory import CopiedIn, MemoryFresh, MemoryReused
-from benchmarks.tables import Target, mb, median_ms, ms, times
-
-if TYPE_CHECKING:
-    from benchmarks.batches import Results
+from benchmarks.contenders.from_files import TorchrlMemmap, WholeFiles, Zarrbuf
+from benchmarks.contenders.in_memory import CopiedIn, MemoryFresh, MemoryReused
+from benchmarks.data import DataSet
+from benchmarks.options import BATCH_SIZE
+from benchmarks.tables import markdown
+from benchmarks.tables.markdown import Target, mb, median_ms, ms, times
+from benchmarks.timing import Drawn, Times
 
 _RLINF: Final = (CopiedIn.name, WholeFiles.name)
 _RLINF_NAME: Final = "copied into RLinf's cache and `torch.save`"
+
+
+@dataclass
+class Results:
+    """What was measured.
+
+    Attributes:
+        data: the data set.
+        raw_bytes: bytes of all tensors.
+        write: seconds to store a trajectory; a round is a trajectory.
+        drawn: batches; None until they are drawn.
+        disk: bytes stored by each contender that stores files.
+        add_seconds: how long `add_trajectories` held its caller.
+        sync_seconds: what fsync of each `.pt` file took.
+        figures: single figures by name, seconds.
+    """
+
+    data: DataSet
+    raw_bytes: int = 0
+    write: Times = field(default_factory=Times)
+    drawn: Drawn = field(default_factory=lambda: Drawn(BATCH_SIZE))
+    disk: dict[str, int] = field(default_factory=dict)
+    add_seconds: list[float] = field(default_factory=list)
+    sync_seconds: list[float] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 def render(results: Results, *, with_out: str) -> list[str]:
@@ -26,9 +52,9 @@ def render(results: Results, *, with_out: str) -> list[str]:
     """
     return [
         f"{results.data.content}: {mb(results.raw_bytes)} MB raw.",
-        tables.targets(find_targets(results, with_out=with_out)),
+        markdown.targets(find_targets(results, with_out=with_out)),
         "Sampling:",
-        tables.sampling(results.drawn, Zarrbuf.name),
+        markdown.sampling(results.drawn, Zarrbuf.name),
         "Storing:",
         storing(results),
         "Other costs:",
@@ -97,7 +123,7 @@ def storing(results: Results) -> str:
         "MB, all",
         "raw / stored",
     )
-    return tables.table(head, rows)
+    return markdown.table(head, rows)
 
 
 def _durable_ratio(results: Results) -> float:
@@ -135,4 +161,4 @@ def costs(results: Results) -> str:
             f"{ms(figures['smallest append'])} ms",
         ),
     ]
-    return tables.table(("zarrbuf", ""), rows)
+    return markdown.table(("zarrbuf", ""), rows)

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from typing import Final
 
-from benchmarks import tables
-from benchmarks.batches import WITH_OUT
-from benchmarks.contenders import (
-    Contender,
+from benchmarks.contenders.contract import Contender
+from benchmarks.contenders.from_files import (
+    WITH_OUT,
     TorchrlMemmap,
     WholeFiles,
     Zarrbuf,
     ZarrbufReader,
 )
+from benchmarks.contenders.in_memory import Memory, MemoryFresh, MemoryReused
 from benchmarks.data import DataSet
-from benchmarks.in_memory import Memory, MemoryFresh, MemoryReused
-from benchmarks.measure import check_equal, draw_rounds, store_all
+from benchmarks.measures.rounds import check_equal, draw_rounds, store_all
 from benchmarks.options import Options, say
-from benchmarks.tables import Target
+from benchmarks.tables import markdown
+from benchmarks.tables.markdown import Target
 from benchmarks.timing import Drawn
 
 COUNT: Final = 4096
@@ -42,9 +42,9 @@ def run(options: Options) -> list[str]:
         )
         for content, drawn in found.items()
     ]
-    parts = [tables.targets(some)]
+    parts = [markdown.targets(some)]
     for content, drawn in found.items():
-        parts += [f"{content}:", tables.sampling(drawn, Zarrbuf.name)]
+        parts += [f"{content}:", markdown.sampling(drawn, Zarrbuf.name)]
     return parts
 
 

@@ -15,7 +15,8 @@ import torch
 import zarr
 from zarr.storage import ZipStore
 
-from benchmarks.contenders import Contender, Zarrbuf, groups
+from benchmarks.contenders.contract import Contender, groups
+from benchmarks.contenders.from_files import Zarrbuf
 from benchmarks.data import CAMERAS, Flat
 from zarrbuf import list_buffer
 

@@ -17,11 +17,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from benchmarks import tables
-from benchmarks.children import run_module
 from benchmarks.data import DataSet, load_rollouts
+from benchmarks.measures.children import run_module
 from benchmarks.options import BATCH_SIZE, Options, say
-from benchmarks.tables import Target, mb
+from benchmarks.tables import markdown
+from benchmarks.tables.markdown import Target, mb
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 
 FIRST: Final = 2
@@ -206,13 +206,15 @@ def render(
     ]
     return [
         f"{data.content}: {mb(raw_bytes)} MB raw; batches of {BATCH_SIZE}.",
-        tables.targets(some),
-        tables.table(("memory added", "MB"), [(name, mb(size)) for name, size in rows]),
+        markdown.targets(some),
+        markdown.table(
+            ("memory added", "MB"), [(name, mb(size)) for name, size in rows]
+        ),
     ]
 
 
 def _in_child(*arguments: str) -> Growth:
-    growth = Growth(**run_module("benchmarks.memory", *arguments))
+    growth = Growth(**run_module("benchmarks.measures.memory", *arguments))
     say(f"measured the memory of a process: {arguments[0]}")
     return growth
 

@@ -1,7 +1,7 @@
 """Part `remote`: the first batch from a buffer on an object store, nothing known yet.
 
-A small S3 server (`benchmarks.object_server`, a process of its own) answers every
-request after 30 ms. Each round opens the buffer anew, with each client. RLinf has no
+A small S3 server (`object_server`, a process of its own) answers every request after
+30 ms. Each round opens the buffer anew, with each client. RLinf has no
 object stores: its way here is to download every file, one after the other, and to load
 it whole.
 """
@@ -25,13 +25,13 @@ from typing import Any, Final
 
 import torch
 
-from benchmarks import tables
-from benchmarks.contenders import WholeFiles, Zarrbuf
+from benchmarks.contenders.from_files import WholeFiles, Zarrbuf
 from benchmarks.data import DataSet
-from benchmarks.measure import store_all
-from benchmarks.object_server import BUCKET
+from benchmarks.measures.object_server import BUCKET
+from benchmarks.measures.rounds import store_all
 from benchmarks.options import BATCH_SIZE, Options, say
-from benchmarks.tables import Target, mb, ms
+from benchmarks.tables import markdown
+from benchmarks.tables.markdown import Target, mb, ms
 from benchmarks.timing import Times, timed
 from zarrbuf import TrajectoryReplayBuffer
 from zarrbuf.storage.resolve import open_storage
@@ -91,7 +91,7 @@ def serving(folder: Path) -> Iterator[Server]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    module = "benchmarks.object_server"
+    module = "benchmarks.measures.object_server"
     command = [sys.executable, "-m", module, str(port), str(folder), str(LATENCY_S)]
     process = subprocess.Popen(command, env=dict(os.environ))
     try:
@@ -229,8 +229,8 @@ def render(data: DataSet, found: Found) -> list[str]:
         )
     head = ("what", "median ms", "quartiles", "requests", "MB")
     return [
-        tables.targets(targets),
+        markdown.targets(targets),
         f"{data.content}; the chunks of a batch of {BATCH_SIZE} take "
         f"{mb(statistics.median(found.needed))} MB:",
-        tables.table(head, rows),
+        markdown.table(head, rows),
     ]

@@ -1,8 +1,8 @@
 """A small S3 server over a local folder, with a latency: run as a process of its own.
 
-`python -m benchmarks.object_server PORT FOLDER LATENCY_S`. Answers GET (ranges too),
-HEAD and the listing of a folder, each after the latency, many at once, as a real store
-does. The server that the tests use takes 6 ms of processor for a request, so that
+`python -m benchmarks.measures.object_server PORT FOLDER LATENCY_S`. Answers GET (ranges
+too), HEAD and the listing of a folder, each after the latency, many at once, as a real
+store does. The server that the tests use takes 6 ms of processor for a request, so that
 figures made with it would be its own. `GET /_count` tells requests and bytes since the
 last time.
 """

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.contenders import Contender
+from benchmarks.contenders.contract import Contender
 from benchmarks.data import DataSet, Flat, fields_of, flatten
 from zarrbuf import Trajectory
 
