@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 
 help:
 	@echo "make demo   convert, sample and verify a small real buffer"
-	@echo "make test   lint, types and tests"
+	@echo "make test   lint, types and tests; WING=manifest for the tests of one wing"
 	@echo "make test-long  tests that take minutes"
 	@echo "make bench  the figures of docs/performance.md"
 	@echo "make clean  take away what the others made"
@@ -36,7 +36,7 @@ types: $(VENV)/.ready
 	$(BIN)/mypy
 
 unit: $(VENV)/.ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(if $(WING),tests/test_layering.py tests/$(WING))
 
 test-long: $(VENV)/.ready
 	$(BIN)/python -m pytest -m long --timeout 1800
