@@ -65,7 +65,9 @@ def test_arrows_that_follow_from_others_are_left_out(tmp_path: Path) -> None:
         "low/__init__.py": '"""What lies low <-> `a`.\n\nMore."""\n',
         "low/a.py": "class Able: ...\n\n\ndef run(): ...\n",
         "mid/__init__.py": '"""In between."""\n',
-        "mid/b.py": "from zarrbuf.low.a import Able, run\nfrom zarrbuf.errors import E\n",
+        "mid/b.py": (
+            "from zarrbuf.low.a import Able, run\nfrom zarrbuf.errors import E\n"
+        ),
         "top/__init__.py": '"""On top."""\n',
         "top/c.py": (
             "import zarrbuf\nfrom zarrbuf.mid.b import what\nx = zarrbuf.run\n"

@@ -109,3 +109,20 @@ def test_public_names_are_what_they_were() -> None:
 def test_an_old_path_is_pythons_own_error(name: str) -> None:
     with pytest.raises(ModuleNotFoundError, match=f"No module named 'zarrbuf.{name}'"):
         importlib.import_module(f"zarrbuf.{name}")
+
+
+def test_the_metadata_name_what_is_tested_and_where_to_go(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith("/METADATA"))
+        lines = archive.read(name).decode().splitlines()
+    for version in ("3.11", "3.12", "3.13"):
+        assert f"Classifier: Programming Language :: Python :: {version}" in lines
+    assert "Requires-Python: >=3.11" in lines
+    urls = [line.split(", ")[0] for line in lines if line.startswith("Project-URL:")]
+    assert {"Project-URL: Changelog", "Project-URL: Documentation"} <= set(urls)
+
+
+def test_the_command_tells_its_version() -> None:
+    command = [sys.executable, "-m", "zarrbuf.cli", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"zarrbuf, version {zarrbuf.__version__}\n"
