@@ -6,12 +6,14 @@ The face has no algorithm; here is how it looks.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
 import click
 from tqdm import tqdm
+
+from zarrbuf.common.jobs import Progress
 
 JSON_OPTION: Final = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object."
@@ -61,9 +63,7 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def show_progress(
-    what: str, *, unit: str = "trajectories"
-) -> Iterator[Callable[[int, int], None]]:
+def show_progress(what: str, *, unit: str = "trajectories") -> Iterator[Progress]:
     """Show a bar on a terminal; be quiet in a pipe."""
     with tqdm(desc=what, unit=f" {unit}", disable=None, leave=False) as bar:
 

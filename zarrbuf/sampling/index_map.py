@@ -6,7 +6,6 @@ window in order, within a trajectory `i = t * B + b`. Knows no file and no field
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -140,10 +139,6 @@ class ReadPlan:
         )
         return [Group(*part) for part in parts]
 
-    @functools.cached_property
-    def _ends(self) -> IntArray:
-        return np.cumsum(self.counts)
-
     def by_position(self) -> ReadPlan:
         """Return the groups in order of their positions, none twice.
 
@@ -156,8 +151,7 @@ class ReadPlan:
 
     def part(self, start: int, stop: int) -> ReadPlan:
         """Return the groups from `start` up to `stop`."""
-        first = int(self._ends[start - 1]) if start else 0
-        last = int(self._ends[stop - 1]) if stop else 0
+        first, last = (int(self.counts[:count].sum()) for count in (start, stop))
         return ReadPlan(
             self.positions[start:stop],
             self.counts[start:stop],
