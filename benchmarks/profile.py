@@ -27,7 +27,7 @@ from benchmarks.data import DataSet
 from benchmarks.timing import page_faults, timed
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.archive import chunks
-from zarrbuf.archive import decode as parallel
+from zarrbuf.archive import decode as decode_module
 from zarrbuf.archive.chunks import ChunkReads, crc32c
 from zarrbuf.archive.decode import have_loops
 from zarrbuf.archive.spec import sorted_fields
@@ -136,7 +136,7 @@ def one_batch(bench: Bench, workers: dict[int, Workers]) -> dict[str, float]:
     if have_loops():
         for number, some in workers.items():
             name = f"decode in the compiled loop, {number} threads"
-            stage(name, parallel.decode_reads, reads, some)
+            stage(name, decode_module.decode_reads, reads, some)
     faults = page_faults()
     stage("touch fresh pages", lambda: touch(bench.fresh()))
     times["page faults of that"] = page_faults() - faults

@@ -118,7 +118,8 @@ def test_importing_the_package_runs_nothing() -> None:
         node.module for node in typed.body if isinstance(node, ast.ImportFrom)
     }  # only under `if TYPE_CHECKING`
     used = house.own_imports("", SOURCES[""])
-    assert inside == {f"zarrbuf.{name}" for name in used}
+    loaded_by_name = {"zarrbuf.schemas"}
+    assert inside | loaded_by_name == {f"zarrbuf.{name}" for name in used}
 
 
 class TestTheTest:
@@ -141,6 +142,12 @@ class TestTheTest:
         sources = {"low.a": "import os\nfrom zarrbuf import high", "high": ""}
         assert house.against_the_order(sources, ("high", "low", "cli")) == [
             "low.a:2 -> zarrbuf: an import names a module"
+        ]
+
+    def test_an_arrow_to_a_module_by_way_of_its_package(self) -> None:
+        sources = {"low": "", "low.a": "from zarrbuf.low import b", "low.b": ""}
+        assert house.against_the_order(sources, ("low",)) == [
+            "low.a:1 -> low: an import names a module"
         ]
 
     def test_an_arrow_to_what_is_loaded_by_name(self) -> None:

@@ -1,6 +1,6 @@
 """zarrbuf: replay buffers of trajectories as Zarr archives behind a commit log.
 
-Public names load their room when first used, so that `import zarrbuf` costs nothing
+Public names load their module when first used, so that `import zarrbuf` costs nothing
 and commands that need no tensors never load torch.
 """
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_ROOMS = {
+_HOMES = {
     "TrajectoryReplayBuffer": "replay.buffer",
     "PreloadReplayBufferDataset": "training.datasets",
     "ReplayBufferDataset": "training.datasets",
@@ -95,10 +95,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name from its room."""
-    if name not in _ROOMS:
+    """Load a public name from its module."""
+    if name == "schemas":
+        return importlib.import_module("zarrbuf.schemas")
+    if name not in _HOMES:
         raise AttributeError(f"module 'zarrbuf' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"zarrbuf.{_ROOMS[name]}"), name)
+    return getattr(importlib.import_module(f"zarrbuf.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import math
@@ -23,7 +24,7 @@ from support.trajectories import assert_same_value, make_trajectory
 
 from zarrbuf import TrajectoryReplayBuffer
 from zarrbuf.archive import chunks
-from zarrbuf.archive import decode as parallel
+from zarrbuf.archive import decode as decoding
 from zarrbuf.archive.chunks import ChunkReads, IntArray, Shard, crc32c, encode_chunk
 from zarrbuf.archive.decode import have_loops
 from zarrbuf.archive.spec import AnyArray
@@ -46,7 +47,7 @@ def constants(**values: int) -> Iterator[None]:
     """Set constants of `decode`, so that little data makes many pieces."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in values.items():
-            patch.setattr(parallel, name, value)
+            patch.setattr(decoding, name, value)
         yield
 
 
@@ -69,8 +70,8 @@ def test_chunks_that_are_sound_are_not_decoded_the_plain_way(
     target = Target.of(3, (100,), "uint8")
     reads = [reads_of([shard], [[0, 1, 2]], target, [2, 0, 1])]
     monkeypatch.setattr(ChunkReads, "decode", refuse)
-    monkeypatch.setattr(parallel, "decode_reads_plainly", refuse)
-    parallel.decode_reads(reads, WORKERS[1])
+    monkeypatch.setattr(decoding, "decode_reads_plainly", refuse)
+    decoding.decode_reads(reads, WORKERS[1])
     assert (target.out[[2, 0, 1]] == rows_of(3, 100, "random")).all()
 
 
@@ -82,9 +83,9 @@ def test_rows_are_not_encoded_the_plain_way(
     parts = [rows_of(6, 500, "random").reshape(3, 2, 500)]
     expected = chunks.encode_rows_plainly(parts, codec, 5)
     monkeypatch.setattr(
-        parallel, "encode_rows_plainly", lambda *_: pytest.fail("plain")
+        decoding, "encode_rows_plainly", lambda *_: pytest.fail("plain")
     )
-    assert parallel.encode_rows(parts, codec, 5, workers=WORKERS[2]) == expected
+    assert decoding.encode_rows(parts, codec, 5, workers=WORKERS[2]) == expected
 
 
 # Decoding.
@@ -253,7 +254,7 @@ def test_chunks_decode_as_they_do_one_after_the_other(
     plain = [case.make() for case in cases]
     at_once = [case.make() for case in cases]
     with constants(MIN_PIECE_BYTES=piece_bytes):
-        num_stored = parallel.decode_reads(
+        num_stored = decoding.decode_reads(
             [reads for reads, _ in at_once], WORKERS[num_threads], is_cold=is_cold
         )
     assert num_stored == chunks.decode_reads_plainly([reads for reads, _ in plain])
@@ -282,17 +283,17 @@ def test_cold_chunks_are_asked_for_once_before_they_are_decoded(
         assert decoded <= len(asked)
         decode_loop(entries, *rest)
 
-    decode_loop = parallel.decode_loop
-    monkeypatch.setattr(parallel, "will_need", note)
+    decode_loop = decoding.decode_loop
+    monkeypatch.setattr(decoding, "will_need", note)
     if have_loops():
-        monkeypatch.setattr(parallel, "decode_loop", decode)
+        monkeypatch.setattr(decoding, "decode_loop", decode)
     with constants(MIN_PIECE_BYTES=1000):
-        parallel.decode_reads([reads], WORKERS[num_threads], is_cold=True)
+        decoding.decode_reads([reads], WORKERS[num_threads], is_cold=True)
         assert sorted(asked) == sorted(map(tuple, reads.stored_ranges().tolist()))
         assert not have_loops() or decoded == 40
         asked.clear()
-        monkeypatch.setattr(parallel, "decode_loop", decode_loop)
-        parallel.decode_reads([reads], Workers(1))
+        monkeypatch.setattr(decoding, "decode_loop", decode_loop)
+        decoding.decode_reads([reads], Workers(1))
         assert not asked
 
 
@@ -302,7 +303,7 @@ def test_stored_bytes_are_those_of_the_chunks() -> None:
     reads = reads_of(shards, [[3, 3], [0, 1]], target, range(4))
     sizes = [np.diff(shard.ranges)[:, 0] for shard in shards]
     expected = 2 * sizes[0][3] + sizes[1][0] + sizes[1][1]
-    assert parallel.decode_reads([reads], WORKERS[2]) == expected
+    assert decoding.decode_reads([reads], WORKERS[2]) == expected
     assert chunks.decode_reads_plainly([reads]) == expected
 
 
@@ -316,7 +317,7 @@ def test_threads_share_the_chunks_of_all_fields() -> None:
     with constants(MIN_PIECE_BYTES=4000):
         for _ in range(5):
             built = [case.make() for case in made]
-            parallel.decode_reads([reads for reads, _ in built], WORKERS[4])
+            decoding.decode_reads([reads for reads, _ in built], WORKERS[4])
             for case, (_, target) in zip(made, built, strict=True):
                 target.check(case.rows())
                 assert (target.bytes_of_rows()[case.rows()] == case.expected()).all()
@@ -333,8 +334,8 @@ def test_what_the_loop_leaves_undone_is_done_the_plain_way(
     def leave(*columns: Any) -> None:
         columns[-1][:] = -1
 
-    monkeypatch.setattr(parallel, "decode_loop", leave)
-    parallel.decode_reads([reads_of([], [], target, []), reads], WORKERS[2])
+    monkeypatch.setattr(decoding, "decode_loop", leave)
+    decoding.decode_reads([reads_of([], [], target, []), reads], WORKERS[2])
     target.check([6, 0, 2, 3, 4])
     for row, (seed, number) in zip(
         (6, 0, 2, 3, 4), ((0, 3), (0, 0), (1, 1), (1, 2), (1, 2)), strict=True
@@ -352,9 +353,23 @@ def test_no_loop_gets_an_address_outside_its_memory(
 ) -> None:
     shard = shard_of(rows_of(4, 90, "few"), "lz4")
     target = Target.of(3, (90,), "uint8")
-    monkeypatch.setattr(parallel, "decode_loop", lambda *_: pytest.fail("called"))
+    monkeypatch.setattr(decoding, "decode_loop", lambda *_: pytest.fail("called"))
     with pytest.raises((AssertionError, IndexError)):
-        parallel.decode_reads([reads_of([shard], picks, target, rows)], WORKERS[1])
+        decoding.decode_reads([reads_of([shard], picks, target, rows)], WORKERS[1])
+    target.check([])
+
+
+@needs_loops
+def test_no_loop_gets_rows_of_another_size_than_their_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shard = shard_of(rows_of(4, 90, "few"), "lz4")
+    target = Target.of(3, (45,), "uint8")
+    reads = reads_of([shard], [[0]], target, [2])
+    reads = dataclasses.replace(reads, row_bytes=shard.num_bytes)
+    monkeypatch.setattr(decoding, "decode_loop", lambda *_: pytest.fail("called"))
+    with pytest.raises(AssertionError, match="outside its memory"):
+        decoding.decode_reads([reads], WORKERS[1])
     target.check([])
 
 
@@ -405,7 +420,7 @@ def same_outcome(shard: Shard, *, chunk: int = 0) -> tuple[Any, str, bytes]:
     for is_cold in (False, True):
         found = outcome_of(
             functools.partial(
-                parallel.decode_reads, workers=WORKERS[1], is_cold=is_cold
+                decoding.decode_reads, workers=WORKERS[1], is_cold=is_cold
             ),
             shard,
             chunk=chunk,
@@ -519,7 +534,7 @@ def test_chunks_below_the_least_size_are_decoded_or_refused_alike(
             results = []
             for decode in (
                 chunks.decode_reads_plainly,
-                lambda reads: parallel.decode_reads(reads, WORKERS[1]),
+                lambda reads: decoding.decode_reads(reads, WORKERS[1]),
             ):
                 target = Target.of(3, (size,), "uint8")
                 shard = opened([chunk], codec, size)
@@ -589,7 +604,7 @@ def test_the_first_damaged_chunk_is_named(num_threads: int) -> None:
         errors = []
         for decode in (
             chunks.decode_reads_plainly,
-            lambda reads: parallel.decode_reads(reads, WORKERS[num_threads]),
+            lambda reads: decoding.decode_reads(reads, WORKERS[num_threads]),
         ):
             reads = [
                 reads_of(shards[:2], [[0, 1, 2, 3, 4]] * 2, targets[0], range(10)),
@@ -653,7 +668,7 @@ def test_rows_are_encoded_as_they_are_one_after_the_other(
 ) -> None:
     kept = [part.tobytes() for part in parts]
     with constants(MIN_PIECE_BYTES=piece_bytes, MAX_ENCODE_BYTES=encode_bytes):
-        found = parallel.encode_rows(parts, codec, level, workers=WORKERS[num_threads])
+        found = decoding.encode_rows(parts, codec, level, workers=WORKERS[num_threads])
     assert found == chunks.encode_rows_plainly(parts, codec, level)
     assert [part.tobytes() for part in parts] == kept
 
@@ -668,14 +683,14 @@ def test_rows_of_several_pieces_are_read_back(
     frames[11:] = rng.integers(-(2**15), 2**15, (30, 2, 3000))  # does not compress
     parts = [frames[:-1].copy(), frames[1:].copy()]
     with constants(MIN_PIECE_BYTES=10_000, MAX_ENCODE_BYTES=50_000):
-        encoded = parallel.encode_rows(
+        encoded = decoding.encode_rows(
             parts, codec, CODECS[codec], workers=WORKERS[num_threads]
         )
     assert encoded == chunks.encode_rows_plainly(parts, codec, CODECS[codec])
     shard = opened(encoded, codec, 6000)
     target = Target.of(len(encoded), (3000,), "int16")
     reads = reads_of([shard], [range(len(encoded))], target, range(len(encoded)))
-    parallel.decode_reads([reads], WORKERS[num_threads])
+    decoding.decode_reads([reads], WORKERS[num_threads])
     assert (target.out == np.stack(chunks.in_stored_order(parts))).all()
 
 
@@ -683,7 +698,7 @@ def test_rows_of_several_pieces_are_read_back(
 def test_a_row_equal_to_its_neighbour_is_not_compressed_again() -> None:
     frames = rows_of(9, 5000, "few").reshape(9, 1, 5000)
     parts = [frames[:-1].copy(), frames[1:].copy()]
-    encoded = parallel.encode_rows(parts, "lz4", 5, workers=WORKERS[1])
+    encoded = decoding.encode_rows(parts, "lz4", 5, workers=WORKERS[1])
     assert len(encoded) == 16
     assert len({id(chunk) for chunk in encoded}) == 9
 
@@ -694,22 +709,22 @@ def test_no_piece_of_rows_takes_more_memory_than_the_bound(
     num_threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []
-    encode_loop = parallel.encode_loop
+    encode_loop = decoding.encode_loop
 
     def measured(blocks: AnyArray, num_bytes: int, *rest: Any) -> int:
         sizes.append(len(blocks) * num_bytes)
         done: int = encode_loop(blocks, num_bytes, *rest)
         return done
 
-    monkeypatch.setattr(parallel, "encode_loop", measured)
+    monkeypatch.setattr(decoding, "encode_loop", measured)
     parts = [rows_of(50, 1000, "few").reshape(25, 2, 1000)]
     with constants(MIN_PIECE_BYTES=1000, MAX_ENCODE_BYTES=7500):
-        parallel.encode_rows(parts, "lz4", 5, workers=WORKERS[num_threads])
+        decoding.encode_rows(parts, "lz4", 5, workers=WORKERS[num_threads])
     assert sum(sizes) == 50_000
     assert max(sizes) <= 7500
     with constants(MIN_PIECE_BYTES=1000, MAX_ENCODE_BYTES=7500):  # a row is never cut
         large = [rows_of(4, 9000, "few").reshape(4, 1, 9000)]
-        assert parallel.encode_rows(
+        assert decoding.encode_rows(
             large, "lz4", 5, workers=WORKERS[num_threads]
         ) == chunks.encode_rows_plainly(large, "lz4", 5)
 
@@ -725,8 +740,8 @@ def test_rows_that_the_loop_does_not_compress_are_left_to_the_plain_way(
         calls.append(len(blocks))
         return len(blocks) - 1
 
-    monkeypatch.setattr(parallel, "encode_loop", fail_once)
-    found = parallel.encode_rows(parts, "zstd", 3, workers=WORKERS[2])
+    monkeypatch.setattr(decoding, "encode_loop", fail_once)
+    found = decoding.encode_rows(parts, "zstd", 3, workers=WORKERS[2])
     assert calls
     assert found == chunks.encode_rows_plainly(parts, "zstd", 3)
 
@@ -740,9 +755,9 @@ def no_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     for room in [name for name in sys.modules if name.startswith("zarrbuf.")]:
         if hasattr(sys.modules[room], "have_loops"):
             monkeypatch.setattr(f"{room}.have_loops", lambda: False)
-    assert not parallel.have_loops()
+    assert not decoding.have_loops()
     for name in ("decode_loop", "encode_loop", "scatter_loop"):
-        monkeypatch.setattr(parallel, name, lambda *_: pytest.fail("a loop is called"))
+        monkeypatch.setattr(decoding, name, lambda *_: pytest.fail("a loop is called"))
 
 
 def drawn(num_threads: int, codec: str) -> list[dict[tuple[str, ...], Any]]:
@@ -775,13 +790,13 @@ def test_without_loops_rows_and_errors_are_the_plain_ones() -> None:
     )
     reads, target = case.make()
     expected, plain = case.make()
-    found = parallel.decode_reads([reads], WORKERS[2])
+    found = decoding.decode_reads([reads], WORKERS[2])
     assert found == chunks.decode_reads_plainly([expected])
     assert target.memory.tobytes() == plain.memory.tobytes()
     damaged = opened([stored_chunk("lz4")[:-1] + b"?"], "lz4", NUM_BYTES)
     assert same_outcome(damaged)[0] is FormatError
     parts = [rows_of(12, 1000, "few").reshape(6, 2, 1000)]
-    encoded = parallel.encode_rows(parts, "lz4", 5, workers=WORKERS[2])
+    encoded = decoding.encode_rows(parts, "lz4", 5, workers=WORKERS[2])
     assert encoded == chunks.encode_rows_plainly(parts, "lz4", 5)
 
 
@@ -798,7 +813,7 @@ def test_pieces_cover_all_in_order_and_are_about_equal(
 ) -> None:
     items = np.array(sizes, np.int64)
     with constants(MIN_PIECE_BYTES=piece_bytes):
-        pieces = parallel.cut_evenly(items, num_threads)
+        pieces = decoding.cut_evenly(items, num_threads)
     numbers = np.arange(len(items))
     assert [n for piece in pieces for n in numbers[piece].tolist()] == list(numbers)
     assert all(len(numbers[piece]) for piece in pieces)
@@ -814,13 +829,13 @@ def test_equal_items_are_cut_into_equal_pieces_enough_for_all_threads() -> None:
     sizes = np.full(240, 100, np.int64)
     with constants(MIN_PIECE_BYTES=1000):
         for num_threads in (2, 3, 4):
-            pieces = parallel.cut_evenly(sizes, num_threads)
+            pieces = decoding.cut_evenly(sizes, num_threads)
             lengths = [piece.stop - piece.start for piece in pieces]
             assert len(pieces) >= num_threads
             assert max(lengths) - min(lengths) <= 2
             assert min(lengths) * 100 >= 900
-        assert parallel.cut_evenly(sizes, 1) == [slice(0, 240)]
-        assert parallel.cut_evenly(sizes[:19], 4) == [slice(0, 19)]
+        assert decoding.cut_evenly(sizes, 1) == [slice(0, 240)]
+        assert decoding.cut_evenly(sizes[:19], 4) == [slice(0, 19)]
 
 
 # Scattering.
@@ -856,7 +871,7 @@ def test_fields_of_packed_rows_go_where_they_belong(
         inner = memory[1:-1].reshape(-1).view(dtype.base)
         outs.append(inner.reshape(count + 2, *dtype.shape))
     sources = np.uint64(table.ctypes.data) + (picks * packed.itemsize).astype(np.uint64)
-    parallel.scatter_rows(sources, packed.itemsize, offsets, outs, rows)
+    decoding.scatter_rows(sources, packed.itemsize, offsets, outs, rows)
     for offset, memory in zip(offsets, memories, strict=True):
         expected = np.full_like(memory, CANARY)
         expected[1 + rows] = table[picks, offset : offset + memory.shape[1]]
@@ -870,8 +885,8 @@ def test_fields_of_packed_rows_go_where_they_belong(
 def test_nothing_is_scattered_from_or_to_memory_outside(
     row: int, offset: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parallel, "scatter_loop", lambda *_: pytest.fail("called"))
+    monkeypatch.setattr(decoding, "scatter_loop", lambda *_: pytest.fail("called"))
     rows: IntArray = np.array([0, row])
     sources = np.zeros(2, np.uint64)
     with pytest.raises(AssertionError):
-        parallel.scatter_rows(sources, 16, [offset], [np.zeros((3, 2))], rows)
+        decoding.scatter_rows(sources, 16, [offset], [np.zeros((3, 2))], rows)

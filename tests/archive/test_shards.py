@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zarrbuf.archive import chunks
-from zarrbuf.archive import decode as parallel
+from zarrbuf.archive import decode as decode_module
 from zarrbuf.archive.chunks import (
     Shard,
     Source,
@@ -37,7 +37,7 @@ CODEC_NAMES = sorted(CODECS)
 MISSING = 2**64 - 1
 WAYS: tuple[EncodeRows, ...] = (
     chunks.encode_rows_plainly,
-    functools.partial(parallel.encode_rows, workers=Workers(2)),
+    functools.partial(decode_module.encode_rows, workers=Workers(2)),
 )
 """The plain way to compress rows, and the one that is used."""
 
@@ -230,7 +230,7 @@ def test_the_number_of_threads_changes_nothing(codec: CodecName) -> None:
     plain = encode(parts, info)
     for num_threads in (1, 2, 3, 7):
         workers = Workers(num_threads)
-        encode_rows = functools.partial(parallel.encode_rows, workers=workers)
+        encode_rows = functools.partial(decode_module.encode_rows, workers=workers)
         assert encode(parts, info, encode_rows) == plain
         workers.close()
 

@@ -26,7 +26,7 @@ import zarrbuf
 from zarrbuf import Trajectory, convert, export, recompress
 from zarrbuf.cli import main as cli
 from zarrbuf.common.jobs import run_jobs
-from zarrbuf.curation import convert as conversion
+from zarrbuf.curation import convert as convert_module
 from zarrbuf.curation import rewrite as rewriting
 from zarrbuf.errors import ConflictError, FormatError, InvalidInputError, StorageError
 from zarrbuf.storage.local import LocalStorage
@@ -65,7 +65,7 @@ def test_what_is_not_what_was_read_is_told_and_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = make(tmp_path / "a", 0, 2)
-    decode = conversion.decode_trajectory
+    decode = convert_module.decode_trajectory
 
     def flip(archive: TrajectoryArchive) -> Trajectory:
         found = decode(archive)
@@ -74,7 +74,7 @@ def test_what_is_not_what_was_read_is_told_and_left_out(
         found.rewards[0, 0] += 1
         return found
 
-    monkeypatch.setattr(conversion, "decode_trajectory", flip)
+    monkeypatch.setattr(convert_module, "decode_trajectory", flip)
     with pytest.raises(StorageError, match="not what was read: rewards is changed"):
         convert(source, tmp_path / "out", verify=True)
     assert not (tmp_path / "out").exists()

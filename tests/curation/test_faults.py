@@ -46,7 +46,7 @@ from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import open_storage
 from zarrbuf.stores.logged import LogStore
 from zarrbuf.trajectory.encoding import encode_trajectory
-from zarrbuf.upkeep import vacuum as vacuuming
+from zarrbuf.upkeep import vacuum as vacuum_module
 
 FOLDER = DATA / "rlinf_pt" / "rank_0"
 
@@ -166,19 +166,19 @@ def test_an_archive_that_is_linked_again_stays(
     b = str(tmp_path / "b")
     merge([a], b, mode="hardlink")
     remove(b, "0-1")
-    real, ahead = vacuuming.time.time, 48 * 3600.0
+    real, ahead = vacuum_module.time.time, 48 * 3600.0
 
     class Clock:
         time = staticmethod(lambda: real() + ahead)
 
-    monkeypatch.setattr(vacuuming, "time", Clock)
+    monkeypatch.setattr(vacuum_module, "time", Clock)
     commit = CommitLog.commit
     linked: list[str] = []
 
     def link_after(self: CommitLog, *args: Any, **kwargs: Any) -> Any:
         found = commit(self, *args, **kwargs)
         if kwargs.get("op") == "vacuum" and not linked:
-            monkeypatch.setattr(vacuuming, "time", time_now)
+            monkeypatch.setattr(vacuum_module, "time", time_now)
             names = zarrbuf.list_buffer(a).rows
             linked.extend(names.row(n).path for n in range(2))
             future = real() + 2 * ahead
@@ -187,7 +187,7 @@ def test_an_archive_that_is_linked_again_stays(
                 os.utime(Path(b) / name, (future, future))
         return found
 
-    time_now = vacuuming.time
+    time_now = vacuum_module.time
     monkeypatch.setattr(CommitLog, "commit", link_after)
     assert vacuum(b, delete=True).names == ()
     assert len(linked) == 2

@@ -20,7 +20,7 @@ from support.s3 import S3
 
 import zarrbuf
 from zarrbuf import TrajectoryReplayBuffer
-from zarrbuf.curation import of_buffers as curation
+from zarrbuf.curation import of_buffers
 from zarrbuf.curation.merge_split import merge, split
 from zarrbuf.errors import (
     ConflictError,
@@ -401,14 +401,14 @@ def test_rows_removed_while_they_are_pinned_stop_the_merge(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a = make(tmp_path / "a", 0, 3)
-    original = curation.reference_bases
+    original = of_buffers.reference_bases
 
     def meanwhile(*args: Any) -> Any:
         other = LogStore.open(open_storage(a))
         remove_rows(other.log, other.rows.slice(1, 2), reason="remove")
         return original(*args)
 
-    monkeypatch.setattr(curation, "reference_bases", meanwhile)
+    monkeypatch.setattr(of_buffers, "reference_bases", meanwhile)
     with pytest.raises(ConflictError, match="took 1 of the trajectories off"):
         merge([a], tmp_path / "x")
     assert not (tmp_path / "x").exists()

@@ -35,7 +35,7 @@ from zarrbuf.storage.resolve import open_storage
 from zarrbuf.stores.contract import NewTrajectory
 from zarrbuf.stores.logged import LogStore
 from zarrbuf.trajectory.encoding import encode_trajectory
-from zarrbuf.upkeep import vacuum as vacuuming
+from zarrbuf.upkeep import vacuum as vacuum_module
 
 CALLS = ("create", "delete", "put_all", "link_from", "read", "read_existing")
 Listed = list[int]
@@ -96,12 +96,12 @@ class Curation(RuleBasedStateMachine):
         self.next_name = 0
         self.next_number = 0
         self.patch = pytest.MonkeyPatch()
-        real = vacuuming.time.time
+        real = vacuum_module.time.time
 
         class Clock:
             time = staticmethod(lambda: real() + 3600 * self.hours)
 
-        self.patch.setattr(vacuuming, "time", Clock)
+        self.patch.setattr(vacuum_module, "time", Clock)
         self.wires = wired()
         self.wires.__enter__()
 

@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,15 +81,19 @@ def test_tables_of_one_batch_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     buffer.add_trajectories(trajectories)
     largest = 0
     reader = buffer._reader.small
-    found = reader.tables
+    read = reader.read
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
 
-    def note(wanted):  # type: ignore[no-untyped-def]
-        nonlocal largest
-        for plan, tables in found(wanted):
-            largest = max(largest, tables.num_bytes)
-            yield plan, tables
+    def note(wanted, use):  # type: ignore[no-untyped-def]
+        def used(plan, tables):  # type: ignore[no-untyped-def]
+            nonlocal largest
+            alive.add(tables)
+            largest = max(largest, sum(one.num_bytes for one in alive))
+            use(plan, tables)
 
-    monkeypatch.setattr(reader, "tables", note)
+        read(wanted, used)
+
+    monkeypatch.setattr(reader, "read", note)
     draws = generator(5)
     for _ in range(3):
         assert_same_batch(buffer.sample(200), draw(trajectories, 200, draws))

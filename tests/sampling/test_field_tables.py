@@ -12,9 +12,9 @@ from support.trajectories import make_trajectory
 
 import zarrbuf.sampling.batch_reader
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
-from zarrbuf.archive.decode import scatter_rows
 from zarrbuf.archive.spec import sorted_fields
 from zarrbuf.errors import FormatError
+from zarrbuf.sampling.batch_reader import gather_rows
 from zarrbuf.sampling.batches import BatchMemory, new_arrays
 from zarrbuf.sampling.field_tables import SmallTables, decode_small_fields
 from zarrbuf.sampling.index_map import IndexMap, plan_batch
@@ -105,10 +105,7 @@ def test_of_two_tables_of_one_trajectory_the_first_is_kept() -> None:
     other[:] = np.zeros((), other.dtype)  # what is not kept may become anything
     plan = plan_batch(np.arange(4), index)
     batch = new_arrays(fields, 4, BatchMemory())
-    if zarrbuf.sampling.batch_reader.have_loops():
-        scatter_rows(*tables.copies(plan, batch))
-    else:
-        tables.gather_plainly(plan, batch)
+    gather_rows(plan, tables, batch)
     for field in fields:
         assert batch[field.name].tobytes() == first[field.name].tobytes()
 

@@ -8,9 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.sampling.index_map import IndexMap, partition, plan_batch, window_start
+from zarrbuf.sampling.index_map import (
+    IndexMap,
+    ReadPlan,
+    partition,
+    plan_batch,
+    window_start,
+)
 
 shapes = st.lists(st.tuples(st.integers(1, 7), st.integers(1, 4)), min_size=1)
+
+
+def assert_groups(plan: ReadPlan) -> None:
+    expected = np.repeat(np.arange(len(plan.positions)), plan.counts)
+    assert plan.group_of.tolist() == expected.tolist()
+    assert len(plan.flat) == len(plan.rows) == len(expected)
 
 
 @given(shapes, st.lists(st.floats(0, 1, exclude_max=True)))
@@ -34,6 +46,12 @@ def test_every_draw_is_planned_once_and_where_a_loop_finds_it(
             assert row not in found
             found[row] = (group.position, sample)
     assert found == {row: where[draw] for row, draw in enumerate(draws.tolist())}
+    unordered = plan_batch(draws, window, in_place_order=False)
+    for one in (plan, unordered, unordered.by_position()):
+        assert_groups(one)
+        middle = len(one.positions) // 2
+        for part in (one.part(0, middle), one.part(middle, len(one.positions))):
+            assert_groups(part)
     assert len(plan.rows) == len(draws)
 
 

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import tracemalloc
+import uuid
+import weakref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.trajectories import make_trajectory
 
-from zarrbuf import TrajectoryReplayBuffer
+from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import NotFoundError
 from zarrbuf.manifest.row_table import RowTable, Stretch
@@ -248,3 +253,43 @@ def test_refreshing_memory_counts_nothing_twice() -> None:
     live.refresh()
     assert live.num_ever == 2
     assert len(live.drawn()) == 2
+
+
+def test_a_window_that_is_past_holds_no_memory(tmp_path: Path) -> None:
+    """Between two draws, trajectories that left the window are let go of."""
+    frames = torch.randint(0, 255, (8, 2, 40, 40, 3), dtype=torch.uint8)
+    one = Trajectory(rewards=torch.ones(8, 2), curr_obs={"main_images": frames})
+    options: Any = {"sample_window_size": 2}
+    for more in ({}, {"auto_save": True, "auto_save_path": tmp_path}):
+        buffer = TrajectoryReplayBuffer(**options, **more)
+        buffer.add_trajectories([one, one])
+        buffer.sample(4)
+        held = weakref.ref(buffer._live.window())
+        buffer.add_trajectories([one])
+        gc.collect()
+        assert held() is None
+        buffer.flush()
+        tracemalloc.start()
+        for _ in range(20):
+            buffer.add_trajectories([one])
+            buffer.flush()
+        grown = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        assert grown < 5 * frames.nbytes, "of twenty, two are kept"
+        buffer.close()
+
+
+def test_a_prefetcher_holds_no_window() -> None:
+    path = f"memory://window-{uuid.uuid4().hex}"
+    with TrajectoryReplayBuffer(auto_save=True, auto_save_path=path) as buffer:
+        buffer.add_trajectories([make_trajectory(4, 2, image_size=40)])
+    with TrajectoryReplayBuffer(prefetch_batches=2) as buffer:
+        buffer.load_checkpoint(path)
+        for _ in range(3):
+            buffer.sample(4)
+        buffer._prefetcher._thread.submit(lambda: None).result()
+        buffer._prefetcher._newest_thread.submit(lambda: None).result()
+        held = weakref.ref(buffer._live.window())
+        buffer.clear()
+        gc.collect()
+        assert held() is None

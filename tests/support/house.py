@@ -70,7 +70,8 @@ def against_the_order(sources: Sources, wings: Sequence[str]) -> list[str]:
         for other, line in own_imports(name, text).items():
             if not other and wing_of(name) == wings[-1]:
                 continue  # commands call what Python calls, by its public names
-            if other not in sources or not other:
+            is_package = any(name.startswith(f"{other}.") for name in sources)
+            if other not in sources or not other or is_package:
                 rule = "an import names a module"
             elif wing_of(other) not in rank:
                 rule = f"{wing_of(other)} is no wing"

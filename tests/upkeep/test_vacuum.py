@@ -21,7 +21,7 @@ from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.object_store import ObjectStorage
 from zarrbuf.storage.resolve import open_storage
-from zarrbuf.upkeep import vacuum as vacuuming
+from zarrbuf.upkeep import vacuum as vacuum_module
 
 HOUR = 3600.0
 
@@ -35,7 +35,7 @@ def later(monkeypatch: pytest.MonkeyPatch) -> Any:
     class Clock:
         time = staticmethod(lambda: real() + ahead[0])
 
-    monkeypatch.setattr(vacuuming, "time", Clock)
+    monkeypatch.setattr(vacuum_module, "time", Clock)
 
     def wait(hours: float) -> None:
         ahead[0] += hours * HOUR
@@ -45,7 +45,7 @@ def later(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def archives(path: Any) -> set[str]:
     storage = open_storage(path)
-    return set(vacuuming.list_archives(storage))
+    return set(vacuum_module.list_archives(storage))
 
 
 def test_what_was_removed_goes_after_the_grace(tmp_path: Path, later: Any) -> None:
@@ -150,7 +150,7 @@ def test_what_is_pinned_meanwhile_stays(
     version = open_log(open_storage(a)).snapshot.version
     remove(a, "0")
     later(48)
-    find = vacuuming._find
+    find = vacuum_module._find
 
     def pin_then(*args: Any) -> Any:
         found = find(*args)
@@ -158,7 +158,7 @@ def test_what_is_pinned_meanwhile_stays(
         open_log(open_storage(a)).commit(lambda now: [pin], op="pin")
         return found
 
-    monkeypatch.setattr(vacuuming, "_find", pin_then)
+    monkeypatch.setattr(vacuum_module, "_find", pin_then)
     before = archives(a)
     vacuum(a, delete=True)
     assert archives(a) == before

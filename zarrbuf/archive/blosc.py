@@ -1,6 +1,6 @@
 """c-blosc as numcodecs brings it: Python calls, and the addresses of its C functions.
 
-The addresses are for `compiled`, which calls them in loops of its own. Owns everything
+The addresses are for `kernels`, which calls them in loops of its own. Owns everything
 that is to be known of Blosc's header. Knows no checksum and no shard.
 """
 

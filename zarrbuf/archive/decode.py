@@ -172,6 +172,7 @@ class _Table:
         )
         outs = np.repeat(outs, [len(one.rows) for one in reads], axis=0)
         # No address may lie outside its memory, whatever the caller believes.
+        require(all(one.row_bytes * len(one.out) == one.out.nbytes for one in reads))
         require(((chunks >= 0) & (chunks < columns[:, 3])).all())
         require(((rows >= 0) & (rows < outs[:, 2])).all())
         return cls(

@@ -1,7 +1,7 @@
 """Names and rules of the format: paths, dtypes, fields, chunks, key names.
 
 Pure: no I/O, no torch, no zarr. Every rule here is a sentence of docs/format.md;
-what lies in the bytes of a chunk, a zip or a commit is other rooms' business.
+what lies in the bytes of a chunk, a zip or a commit is for other modules.
 
 Words: `T` steps and `B` environments, sample `i = t * B + b`. A *field* is one
 array of a trajectory, named by its path in the Zarr group (`obs/main_images`).

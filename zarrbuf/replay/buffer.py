@@ -1,8 +1,8 @@
 """`TrajectoryReplayBuffer`: RLinf's buffer, over zarrbuf's stores.
 
-The face, with no algorithm of its own: it checks arguments, guards its parts with one
-lock. Stores keep trajectories, the reader makes
-batches, the writer saves in the background.
+The face, with no algorithm of its own: it checks arguments and joins its parts. The
+live set knows what it holds, stores keep trajectories, the sampler draws batches, the
+write queue saves in the background.
 """
 
 from __future__ import annotations
@@ -302,8 +302,9 @@ class TrajectoryReplayBuffer(RlinfNames):
         """
         if self._refreshing is not None:
             self._refreshing.raise_error()
-        window = self._live.window()
-        return self._sampler.sample(window, num_chunks, self._draws.generator, out)
+        return self._sampler.sample(
+            num_chunks, self._live.window, self._draws.generator, out
+        )
 
     sample_chunks = sample
 

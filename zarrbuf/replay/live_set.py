@@ -121,7 +121,7 @@ class LiveSet:
             self._known = known
             self.next_trajectory_id += len(items)
             self.num_ever += len(items)
-            self._drawn = None
+            self._forget_window()
             if isinstance(self._store, MemoryStore):
                 self._keep_in_memory(self._store, items)
                 return
@@ -167,7 +167,12 @@ class LiveSet:
         self.next_trajectory_id = max(
             self.next_trajectory_id, self._store.next_trajectory_id
         )
+        self._forget_window()
+
+    def _forget_window(self) -> None:
+        """Have the next window made anew; what only the old one needs is let go of."""
         self._drawn = None
+        self._window = None
 
     def parts(self, *, saved_only: bool = False) -> list[Part]:
         """Return all rows that are listed, in order, with their stores."""
@@ -240,14 +245,18 @@ class LiveSet:
             InvalidInputError: if two trajectories have a field of one name, but of
                 different dtype or shape.
         """
-        rows, window = self.drawn(), self._window
-        if window is not None and window.rows is rows:
+        window = self._window
+        if window is not None:
             return window
+        rows = self.drawn()
         # Not under the lock: files whose fields no list tells are opened for it.
         fields = self._fields.fields_of(rows)
+        window = Window.of(rows, fields, self._reader.archives)
         with self._lock:
-            if self._window is None or self._window.rows is not rows:
-                self._window = Window.of(rows, fields, self._reader.archives)
+            if self._drawn is not rows:  # something was added meanwhile
+                return window
+            if self._window is None:
+                self._window = window
             return self._window
 
     def describe(self) -> str:
@@ -264,8 +273,8 @@ class LiveSet:
         )
 
     def _where(self, parts: Sequence[Part]) -> str:
-        places = {store.url for store, listed in parts if len(listed)} - {None}
-        found = [str(place) for place in sorted(filter(None, places))]
+        places = {store.url for store, listed in parts if len(listed)}
+        found = sorted(place for place in places if place is not None)
         if not found and self._store.url is not None:
             found = [self._store.url]
         return f"at {', '.join(found)}" if found else "in memory"
@@ -307,7 +316,8 @@ class LiveSet:
         highest = int(listed.trajectory_ids.max(initial=-1))
         self.next_trajectory_id = max(self.next_trajectory_id, highest + 1)
         self._loaded = (store, listed)
-        self._known, self._drawn = None, None
+        self._known = None
+        self._forget_window()
 
     def load(self, store: TrajectoryStore, *, rank: int, world_size: int) -> None:
         """Replace everything by the part of `rank` of what another store lists.
@@ -350,8 +360,7 @@ class LiveSet:
             self._forget()
 
     def _forget(self) -> None:
-        self._drawn = None
-        self._window = None
+        self._forget_window()
         self._known = None
         self._fields.clear()
         self._reader.clear()

@@ -24,7 +24,7 @@ from zarrbuf.archive.decode import (
 from zarrbuf.archive.spec import AnyArray, BatchField, step_rows
 from zarrbuf.common.thread_pool import Workers
 from zarrbuf.errors import FormatError
-from zarrbuf.sampling.field_tables import TableRead, TableReader
+from zarrbuf.sampling.field_tables import SmallTables, TableRead, TableReader
 from zarrbuf.sampling.index_map import IntArray, ReadPlan
 from zarrbuf.sampling.open_archives import MAX_GROUPS, OpenArchives
 from zarrbuf.sampling.stats import ReadStats, StatsKeeper
@@ -265,13 +265,29 @@ class BatchReader:
 
     def _gather(self, wanted: TableRead) -> None:
         """Copy small fields to their rows."""
-        for plan, tables in self.small.tables(wanted):
+
+        def use(plan: ReadPlan, tables: SmallTables) -> None:
             started = perf_counter()
-            if have_loops():
-                scatter_rows(*tables.copies(plan, wanted.arrays))
-            else:
-                tables.gather_plainly(plan, wanted.arrays)
+            gather_rows(plan, tables, wanted.arrays)
             wanted.stats.gather_seconds += perf_counter() - started
+
+        self.small.read(wanted, use)
+
+
+def gather_rows(
+    plan: ReadPlan, tables: SmallTables, arrays: Mapping[str, AnyArray]
+) -> None:
+    """Copy the rows of tables to their rows of a batch.
+
+    Args:
+        plan: samples of trajectories that all have a table.
+        tables: the tables.
+        arrays: field name -> array [n, ...] of the batch.
+    """
+    if have_loops():
+        scatter_rows(*tables.copies(plan, arrays))
+    else:
+        tables.gather_plainly(plan, arrays)
 
 
 def _part_of(plan: ReadPlan, start: int, stop: int) -> ReadPlan:

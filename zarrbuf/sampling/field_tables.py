@@ -139,7 +139,7 @@ class SmallTables:
             The arguments of `decode.scatter_rows`. The memory is that of the tables.
         """
         sizes = self._sizes[plan.positions][plan.group_of]
-        if not ((plan.flat >= 0) & (plan.flat < sizes)).all():
+        if not ((plan.flat >= 0) & (plan.flat < sizes)).all():  # as `chunks.require`
             raise AssertionError("an address would lie outside its memory")
         columns = self._dtype.fields
         assert columns is not None
@@ -255,10 +255,15 @@ class TableReader:
         for _ in self._opened(wanted, unknown[missing]):
             pass
 
-    def tables(self, wanted: TableRead) -> Iterator[tuple[ReadPlan, SmallTables]]:
-        """Yield samples and the tables that hold them, of bounded size at a time.
+    def read(
+        self, wanted: TableRead, use: Callable[[ReadPlan, SmallTables], None]
+    ) -> None:
+        """Have samples used with the tables that hold them, of bounded size at a time.
 
-        Tables are let go of when the next ones are asked for.
+        Args:
+            wanted: what is read.
+            use: called with samples and tables that have all of them; tables are let go
+                of before the next ones are decoded.
 
         Raises:
             FormatError: if a chunk is damaged.
@@ -267,7 +272,7 @@ class TableReader:
         unknown = tables.unknown(plan.positions)
         if not len(unknown) or self._have_room(tables, plan.positions[unknown]):
             self._decode(wanted, tables, unknown)
-            yield plan, tables
+            use(plan, tables)
             return
         self._tables = None
         if not wanted.archives:
@@ -281,9 +286,9 @@ class TableReader:
             part = plan.part(start, stop)
             archives = wanted.archives[start:stop]
             some = dataclasses.replace(wanted, plan=part, archives=archives)
-            tables = _new_tables(wanted)
+            tables = _new_tables(wanted)  # and the ones before are gone
             self._decode(some, tables, tables.unknown(part.positions))
-            yield part, tables
+            use(part, tables)
             start = stop
 
     def _have_room(self, tables: SmallTables, positions: IntArray) -> bool:

@@ -21,7 +21,7 @@ import torch
 
 from zarrbuf.common.background import BackgroundThread
 from zarrbuf.sampling.batch_reader import BatchReader
-from zarrbuf.sampling.index_map import IntArray, plan_batch
+from zarrbuf.sampling.index_map import IndexMap, IntArray, plan_batch
 from zarrbuf.sampling.window import Window
 from zarrbuf.storage.fetching import FetchCost, fetch_whole
 
@@ -68,9 +68,9 @@ class Prefetcher:
     def _forget(self) -> None:
         self._ahead: deque[_Planned] = deque()
         self._expected: torch.Generator | None = None  # after the last one planned
-        # Window and size of the last batch.
-        self._last: tuple[Window, int] | None = None
-        self._newest_of: Window | None = None
+        # Of the last batch; windows are not kept, since they hold memory.
+        self._last: tuple[IndexMap, int] | None = None
+        self._newest_of: IndexMap | None = None
 
     def close(self) -> None:
         """Fetch no more, until the next batch is drawn. Safe twice."""
@@ -90,7 +90,7 @@ class Prefetcher:
             last = self._last
             if (
                 last is None
-                or last[0] is not window
+                or last[0] is not window.index
                 or not self._ahead
                 or not self._ahead[0].draws.equal(draws)
             ):
@@ -145,8 +145,8 @@ class Prefetcher:
 
     def _depth_for(self, window: Window, count: int, batch_bytes: int) -> int:
         """Return how many batches are fetched ahead now."""
-        before, self._last = self._last, (window, count)
-        if before is None or before[0] is not window or before[1] != count:
+        before, self._last = self._last, (window.index, count)
+        if before is None or before[0] is not window.index or before[1] != count:
             return 0
         room = self._reader.archives.max_bytes // 2
         return min(self._depth, room // max(1, batch_bytes))
@@ -154,9 +154,9 @@ class Prefetcher:
     def fetch_newest(self, window: Window) -> None:
         """Have the newest trajectories fetched whole, once for each window."""
         with self._own_lock():
-            if self._newest_of is window or not self._num_newest:
+            if self._newest_of is window.index or not self._num_newest:
                 return
-            self._newest_of = window
+            self._newest_of = window.index
         positions = window.newest(self._num_newest)
         fetching = functools.partial(self._fetch_whole, positions, window)
         self._newest_thread.submit(fetching)
@@ -166,7 +166,7 @@ class Prefetcher:
         archives = list(window.archives(positions, cost))
         room = self._reader.archives.max_bytes // 2
         for archive in reversed(archives):
-            if self._newest_of is not window:
+            if self._newest_of is not window.index:
                 return  # there are newer ones
             room -= archive.open_bytes + len(archive.source)
             if archive.remote is None or room < 0:

@@ -6,6 +6,7 @@ no generator.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any, Final
 
@@ -36,17 +37,29 @@ class Sampler:
         self._prefetcher = prefetcher
 
     def sample(
-        self, window: Window, count: int, generator: torch.Generator, out: Any
+        self,
+        count: int,
+        find_window: Callable[[], Window],
+        generator: torch.Generator,
+        out: Any,
     ) -> dict[str, Any]:
-        """Do what `TrajectoryReplayBuffer.sample` says, from `window`."""
+        """Do what `TrajectoryReplayBuffer.sample` says.
+
+        Args:
+            count: samples.
+            find_window: gives what is drawn from; finding its fields may take time.
+            generator: torch's.
+            out: a batch to fill again, or None.
+        """
         count = check_whole_number("num_chunks", count, minimum=1, maximum=MAX_BATCH)
+        started = perf_counter()
+        window = find_window()
         total, fields = window.index.total_samples, window.fields
         if not total:
             raise EmptyBufferError(
                 "the buffer holds no trajectory; add or load some before sampling"
             )
         stats = ReadStats(batches=1, samples=count)
-        started = perf_counter()
         if out is None:
             arrays, batch = new_batch(fields, count, self._memory)
         else:

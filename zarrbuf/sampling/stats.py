@@ -22,7 +22,8 @@ class ReadStats:
         small_fields_decoded: trajectories whose small fields had to be decoded.
         samples_cached: samples whose small fields were kept decoded.
         compile_seconds: compiling the loops, in the first call of a process.
-        plan_seconds: drawing, and finding out which chunks are wanted.
+        plan_seconds: finding the fields of a new window, drawing, and finding out which
+            chunks are wanted.
         read_seconds: opening archives.
         fetch_seconds: waiting for object stores, for chunks.
         decode_seconds: checking and decoding chunks, finding out whether they are in

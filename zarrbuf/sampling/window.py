@@ -3,7 +3,7 @@
 `LiveRows` are the rows that a buffer lists, by position; a `Window` is the newest of
 them with all that a draw needs to know, found out once, when it is made. Both never
 change: adding, loading and clearing make new ones, which costs the same however many
-rows there are. Knows no thread and no file.
+rows there are. `FieldFinder` alone opens archives, where no list tells their fields.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Part = tuple[TrajectoryStore, Stretch]
 
 @dataclass(frozen=True, eq=False)
 class LiveRows:
-    """Rows that are listed, of some stores, one after the other.
+    """Listed rows of some stores, one after the other: all, or the newest of them.
 
     Positions count all rows of the parts, those too that were taken off the list.
 

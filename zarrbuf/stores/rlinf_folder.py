@@ -61,7 +61,7 @@ class RlinfStore(TrajectoryStore):
         self.suffix = index.file_format
         self._schemas: dict[str, Schema] = {}
         self._table = RowTable.of(Rows.of(index.rows))
-        # By uuid, and never forgotten: views go on reading what was taken off the list.
+        # By uuid, never forgotten: windows go on reading what was taken off the list.
         self._paths = {
             row.uuid: self.folder / index.names[row.trajectory_id] for row in index.rows
         }

@@ -1,6 +1,6 @@
 """The `Trajectory` of tensors, and how it is read from an archive.
 
-With `encoding` the one room between torch and the torch-free format; no I/O.
+With `encoding` the one place between torch and the torch-free format; no I/O.
 """
 
 from __future__ import annotations
