@@ -52,6 +52,17 @@ def test_every_place_that_is_named_is_there(text: str) -> None:
         assert re.search(rf"\b(def|class) {name}\b", SOURCES[module]) or not name, place
 
 
+def test_every_test_and_module_that_a_document_names_is_there() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    assert len(pages) > 10
+    for page in pages:
+        if page.name == "changelog.md":  # it tells old names, too
+            continue
+        named = re.findall(r"(?:tests|zarrbuf|toolkits)/[\w/]+\.py", page.read_text())
+        missing = [name for name in named if not (ROOT / name).exists()]
+        assert missing == [], page.name
+
+
 def test_every_link_leads_somewhere() -> None:
     for folder, text in ((ROOT / "docs", TEXT), (ROOT, CONTRIBUTING)):
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
