@@ -175,7 +175,7 @@ def profile_buffer(folder: Path, threads: int, *, count: int, batches: int) -> N
             for _ in range(batches + 5):
                 faults = page_faults()
                 seconds, _ = timed(lambda out=out: buffer.sample(count, out=out))
-                stats = buffer.get_stats()
+                stats = buffer.get_stats(detailed=True)
                 every.append(
                     {name: stats[f"last_{name}"] * 1e3 for name in STATS}
                     | {"all": seconds * 1e3, "page faults": page_faults() - faults}

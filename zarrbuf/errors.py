@@ -2,6 +2,7 @@
 
     ZarrbufError(Exception)
     ├── InvalidInputError (ValueError)          fix the call
+    │   └── NothingAskedError (AssertionError)
     ├── EmptyBufferError (RuntimeError)         wait for data
     ├── NotFoundError (FileNotFoundError)       nothing at this path
     │   └── TrajectoryNotFoundError (ValueError)
@@ -26,6 +27,10 @@ class ZarrbufError(Exception):
 
 class InvalidInputError(ZarrbufError, ValueError):
     """The call is wrong: the message names the argument and what is allowed."""
+
+
+class NothingAskedError(InvalidInputError, AssertionError):
+    """A batch of no samples was asked for, which RLinf refuses by an assertion."""
 
 
 class EmptyBufferError(ZarrbufError, RuntimeError):

@@ -157,7 +157,7 @@ def one_round(server: Server, client: str, found: Found, seed: int) -> dict[str,
     note("open", timed(lambda: buffer.load_checkpoint(f"s3://{BUCKET}/zarrbuf"))[0])
     buffer.manual_seed(seed)
     note("first batch", timed(lambda: buffer.sample(BATCH_SIZE))[0])
-    stats = buffer.get_stats()
+    stats = buffer.get_stats(detailed=True)
     found.needed.append(int(stats["bytes_read"]))
     found.archives.append(int(stats["archives_opened"]))
     buffer.manual_seed(seed)

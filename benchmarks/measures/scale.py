@@ -107,7 +107,7 @@ def measure_open(repeats: int, folder: str) -> Numbers:
     index = []
     for _ in range(max(repeats, 10)):
         buffer.sample(COUNT)
-        index.append(buffer.get_stats()["last_plan_seconds"])
+        index.append(buffer.get_stats(detailed=True)["last_plan_seconds"])
     with TrajectoryReplayBuffer(
         sample_window_size=0, auto_save=True, auto_save_path=folder
     ) as own:
@@ -132,7 +132,7 @@ def measure_window(repeats: int, folder: str) -> Numbers:
     return {
         "rows": len(buffer),
         "seconds": statistics.median(times),
-        "opened": buffer.get_stats()["archives_opened"],
+        "opened": buffer.get_stats(detailed=True)["archives_opened"],
         "files": len(os.listdir("/proc/self/fd")),
     }
 
@@ -158,7 +158,7 @@ def measure_add(repeats: int, few: str, many: str) -> Numbers:
             numbering, _ = timed(lambda buffer=buffer: buffer.total_samples)
             buffer.sample(COUNT)
             if number:
-                planning = buffer.get_stats()["last_plan_seconds"]
+                planning = buffer.get_stats(detailed=True)["last_plan_seconds"]
                 added[name].append(seconds)
                 index[name].append(numbering + planning)
     for buffer in buffers.values():

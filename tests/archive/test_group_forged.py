@@ -123,7 +123,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "T a bool": (_put("T", True), "zarrbuf.T is True"),
     "B": (_put("B", 3), "which is not what its field says"),
     "B negative": (_put("B", -2), "not those of a trajectory"),
-    "max_episode_length": (_put("max_episode_length", None), "max_episode_length is"),
+    "max_episode_length": (_put("max_episode_length", 1.5), "max_episode_length is"),
     "model_weights_id": (_put("model_weights_id", 7), "model_weights_id is 7"),
     "fields a list": (_put("fields", []), "zarrbuf.fields is"),
     "no fields": (_put("fields", {}), "fields and arrays differ"),
@@ -191,7 +191,13 @@ def test_names_that_no_writer_gives_are_refused() -> None:
     array = np.zeros((2, 3))
     data = forge({"rewards": array, "forward_inputs/A": array})
     assert TrajectoryArchive(data, name=NAME).check() == 2
-    for path in ("forward_inputs/%41", "forward_inputs/..", "actions/x", "self", "%FF"):
+    for path in (
+        "forward_inputs/%41",
+        "forward_inputs/..",
+        "actions/x",
+        "_self",
+        "%FF",
+    ):
         assert_refused(forge({"rewards": array, path: array}), "no name of a field")
 
 

@@ -14,7 +14,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zarrbuf.archive.spec import STORED_DTYPE
+from zarrbuf.archive.spec import STORED_DTYPE, is_nested
 from zarrbuf.archive.zarr_json import (
     CODECS,
     MAX_METADATA_BYTES,
@@ -40,9 +40,12 @@ def infos(draw: st.DrawFn) -> ArrayInfo:
     shape = (*[2] * staged, *draw(sizes))
     codec: Any = draw(st.sampled_from(sorted(CODECS))) if shape else "none"
     has_time = len(shape) >= (3 if staged else 2)
-    times = ("time", "time_and_starts", "time_and_ends") if has_time else ("time",)
+    field = draw(st.sampled_from(("obs/x",) if staged else ("x", "a/b", "a/b/c")))
+    has_time = has_time and not is_nested(field)
+    times = ("time", "time_and_starts", "time_and_ends", "time_and_rest")
+    times = times if has_time else ("time",)
     return ArrayInfo(
-        draw(st.sampled_from(("obs/x", "obs/a/b") if staged else ("x", "a/b/c"))),
+        field,
         shape,
         draw(st.sampled_from(sorted(STORED_DTYPE))),
         codec,
@@ -369,3 +372,5 @@ def test_a_time_axis_with_extra_rows_has_a_name_of_its_own() -> None:
     assert time_dimension("start", 4, 4) == "time"
     assert time_dimension("start", 5, 4) == "time_and_starts"
     assert time_dimension("end", 6, 4) == "time_and_ends"
+    assert time_dimension("step", 4, 4) == "time"
+    assert time_dimension("step", 6, 4) == "time_and_rest"

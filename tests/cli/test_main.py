@@ -95,7 +95,7 @@ def test_sample_draws_what_the_buffer_draws(converted: Path) -> None:
     }
     assert report["batch"] == expected
     assert report["stats"]["samples"] == 7
-    assert set(report["stats"]) == set(buffer.get_stats())
+    assert set(report["stats"]) == set(buffer.get_stats(detailed=True))
 
 
 def test_sample_prints_fields_time_and_bytes(converted: Path) -> None:
@@ -114,9 +114,11 @@ def test_sample_prints_fields_time_and_bytes(converted: Path) -> None:
         "3",
         "--enable-cache",
     )
-    assert small["stats"]["num_trajectories"] == 2
-    assert small["stats"]["total_samples"] == 40
-    assert small["stats"]["cache_size"] > 0
+    assert small["stats"]["num_trajectories"] == 5
+    assert small["stats"]["total_samples"] == 84
+    assert small["stats"]["window_trajectories"] == 2
+    assert small["stats"]["window_samples"] == 40
+    assert small["stats"]["cache_trajectories"] > 0
 
 
 def test_the_toolkit_script_takes_rlinfs_flags(converted: Path) -> None:
@@ -167,6 +169,15 @@ def test_ls_does_not_load_torch(converted: Path, kind: str) -> None:
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True
     )
     assert done.stdout.splitlines()[-1] == "False True", done.stderr
+
+
+def test_verify_tells_what_a_run_let_go_of() -> None:
+    path = DATA / "rlinf_edge" / "evicted"
+    evicted, summary = run("verify", path).stdout.splitlines()
+    assert evicted == "evicted: 5 trajectories, let go of by a run"
+    assert summary.startswith("3 trajectories")
+    assert summary.endswith("sound")
+    assert run_json("verify", path)["num_evicted"] == 5
 
 
 def test_verify_passes_what_is_sound_and_names_what_is_not(

@@ -83,6 +83,8 @@ WRONG_TYPES: dict[type, list[Any]] = {
     dict: ["", 1, True, None, []],
     type(None): ["", 1, True, []],
 }
+NULLABLE = ("max_episode_length",)
+"""May be null instead of a number."""
 OPEN = ("config", "state", "non_tensor", "tags")
 """Objects whose keys the format leaves to the user, so nothing in them is wrong."""
 
@@ -119,6 +121,8 @@ def structural(document: Document, optional: tuple[str, ...] = ()) -> Iterator[M
         value = look_up(document, path)
         if path:
             for wrong in WRONG_TYPES[type(value)]:
+                if wrong is None and path[-1] in NULLABLE:
+                    continue
                 yield f"{path} = {wrong!r}", replaced(document, path, wrong)
         if not isinstance(value, dict) or (path and path[-1] in OPEN):
             continue
@@ -286,7 +290,7 @@ FIELD_RANGES: Ranges = {
 }
 BAD_FIELDS = [
     "",
-    "reward",
+    "_reward",
     "rewards/x",
     "obs",
     "obs/",
@@ -361,7 +365,7 @@ CASES: dict[str, Case] = {
             ("B",): [0, -1, 2**31],
             ("num_samples",): [0, -8],
             ("shape",): [[-1], [2**40], [1.5], ["1"], [True], [1] * 33],
-            ("max_episode_length",): [2**63, -(2**63) - 1],
+            ("max_episode_length",): [2**63, -(2**63), "1", 1.5],
             ("base",): [-1, 2**31],
             ("path",): BAD_PATHS,
             ("size",): INTS,

@@ -100,11 +100,13 @@ def test_draws_follow_rlinf_over_the_window_while_adding(
         for number, trajectory in enumerate(added):
             b.add_trajectories([trajectory])
             newest = added[: number + 1][-window:]
-            assert len(b) == b.size == len(newest)
+            assert b.window_trajectories == len(newest)
+            assert len(b) == b.size == number + 1
             assert_same_batch(b.sample(num_chunks=9), draw(newest, 9, mine))
             if number == 2:
                 b.flush()
-        assert b.total_samples == sum(num_samples(t) for t in newest)
+        assert b.window_samples == sum(num_samples(t) for t in newest)
+        assert b.total_samples == sum(num_samples(t) for t in added)
 
 
 def test_without_saving_the_window_is_kept_in_memory(tmp_path: Path) -> None:
@@ -179,7 +181,7 @@ def test_ready_counts_trajectories_ever_added() -> None:
     assert buffer.is_ready(5)
     assert not buffer.is_ready(6)
     assert asyncio.run(buffer.is_ready_async(5))
-    assert len(buffer) == 2
+    assert (len(buffer), buffer.window_trajectories) == (5, 2)
 
 
 @pytest.mark.parametrize("count", [0, -1, 1.5, True, None, "3", 2**24 + 1, 10**18])
@@ -296,12 +298,14 @@ def test_stats_are_numbers_with_the_same_keys_everywhere(tmp_path: Path) -> None
     with saving(tmp_path, "zarr") as full:
         full.add_trajectories(some(3))
         full.sample(8)
-        stats = full.get_stats()
-    assert set(stats) == set(empty.get_stats())
+        stats = full.get_stats(detailed=True)
+    assert set(stats) == set(empty.get_stats(detailed=True))
     assert all(type(value) in (int, float) for value in stats.values())
     assert stats["num_trajectories"] == 3
     assert stats["total_samples"] == 4 + 16 + 12
     assert stats["samples"] == 8
+    assert set(empty.get_stats()) == {"num_trajectories", "total_samples", "cache_size"}
+    assert empty.get_stats().items() <= empty.get_stats(detailed=True).items()
     assert stats["chunks_read"] == 16
 
 
@@ -309,30 +313,30 @@ def test_only_chunks_that_are_drawn_are_read() -> None:
     buffer = TrajectoryReplayBuffer(seed=0)
     buffer.add_trajectories([make_trajectory(16, 2)])
     buffer.sample(5)
-    stats = buffer.get_stats()
+    stats = buffer.get_stats(detailed=True)
     assert stats["chunks_read"] == 2 * 5
     assert stats["bytes_decoded"] == 2 * 5 * 40 * 40 * 3
     assert stats["small_fields_decoded"] == 1
     buffer.sample(5)
-    assert buffer.get_stats()["small_fields_decoded"] == 1
+    assert buffer.get_stats(detailed=True)["small_fields_decoded"] == 1
 
 
 def test_small_fields_are_kept_within_the_bound() -> None:
     one = TrajectoryReplayBuffer(seed=0)
     one.add_trajectories([make_trajectory(16, 2)])
     one.sample(1)
-    each = int(one.get_stats()["cache_bytes"])
+    each = int(one.get_stats(detailed=True)["cache_bytes"])
     buffer = TrajectoryReplayBuffer(seed=0, cache_bytes=3 * each)
     buffer.add_trajectories([make_trajectory(16, 2, seed=n) for n in range(8)])
     for _ in range(4):
         buffer.sample(64)
-        assert 0 < buffer.get_stats()["cache_bytes"] <= 3 * each
+        assert 0 < buffer.get_stats(detailed=True)["cache_bytes"] <= 3 * each
     buffer.clear_cache()
-    assert buffer.get_stats()["cache_bytes"] == 0
+    assert buffer.get_stats(detailed=True)["cache_bytes"] == 0
     off = TrajectoryReplayBuffer(seed=0, enable_cache=False)
     off.add_trajectories([make_trajectory(16, 2)])
     off.sample(4)
-    assert off.get_stats()["cache_size"] == 0
+    assert off.get_stats(detailed=True)["cache_trajectories"] == 0
 
 
 def test_clear_forgets_and_goes_on(tmp_path: Path) -> None:
@@ -452,4 +456,4 @@ def test_a_buffer_says_what_it_holds_and_where(tmp_path: Path) -> None:
         saved.flush()
         assert "1 trajectories, ids 0 to 0, T 4, B 2, 8 samples, at" in repr(saved)
     buffer.load_checkpoint(folder)
-    assert f"8 samples, at {folder}, zarr)" in repr(buffer)
+    assert f"8 samples, at {folder}, pt)" in repr(buffer)

@@ -203,14 +203,19 @@ def test_8_adding_after_clear_cache(tmp_path: Path, trajectory_format: str) -> N
     assert len(loaded(tmp_path)) == 2
 
 
-def test_10_evicted_trajectories_do_not_count(tmp_path: Path) -> None:
+def test_10_evicted_trajectories_count_and_are_not_drawn(tmp_path: Path) -> None:
     for options in ({}, {"auto_save": True, "auto_save_path": tmp_path}):
         buffer = TrajectoryReplayBuffer(sample_window_size=2, **options)
         buffer.add_trajectories(made(0, 5))
         newest = sum(t.actions.shape[0] * t.actions.shape[1] for t in made(3, 2))
-        stats = buffer.get_stats()
-        assert (len(buffer), buffer.size, stats["num_trajectories"]) == (2, 2, 2)
-        assert buffer.total_samples == stats["total_samples"] == newest
+        every = sum(t.actions.shape[0] * t.actions.shape[1] for t in made(0, 5))
+        stats = buffer.get_stats(detailed=True)
+        assert (len(buffer), buffer.size, stats["num_trajectories"]) == (5, 5, 5)
+        assert buffer.total_samples == stats["total_samples"] == every
+        assert buffer.window_trajectories == stats["window_trajectories"] == 2
+        assert buffer.window_samples == stats["window_samples"] == newest
+        buffer.sample_window_size = 1
+        assert buffer.window_trajectories == 1
         buffer.close()
 
 

@@ -137,8 +137,8 @@ def test_rlinf_folders_hold_the_window_and_rlinfs_json(
     index = json.loads((tmp_path / "trajectory_index.json").read_text())
     assert {k: metadata[k] for k in metadata if k != "zarrbuf"} == {
         "trajectory_format": trajectory_format,
-        "size": 2,
-        "total_samples": 16,
+        "size": 3,
+        "total_samples": 24,
         "trajectory_counter": 3,
         "seed": 9,
     }

@@ -120,11 +120,17 @@ def test_a_malformed_index_is_named(
 
 def test_a_missing_file_or_json_is_named(folder: Path) -> None:
     shutil.move(folder / "metadata.json", folder / "m")
-    with pytest.raises(FormatError, match=r"metadata\.json is missing"):
+    with pytest.raises(NotFoundError, match=r"metadata\.json is missing"):
         read_index(folder)
     shutil.move(folder / "m", folder / "metadata.json")
-    next(folder.glob("trajectory_2_*")).unlink()
-    with pytest.raises(NotFoundError, match="trajectory 2"):
+    whole = read_index(folder)
+    next(folder.glob(f"trajectory_{whole.order[2]}_*")).unlink()
+    found = read_index(folder)
+    assert [row.trajectory_id for row in found.evicted] == [whole.order[2]]
+    assert found.counts == whole.counts
+    newest = whole.order[-1]
+    next(folder.glob(f"trajectory_{newest}_*")).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"trajectory_{newest}_.*repair"):
         read_index(folder)
 
 
@@ -132,7 +138,7 @@ def test_a_missing_file_or_json_is_named(folder: Path) -> None:
     "value",
     [
         [1, 2],
-        {"rewards": torch.ones(2, 1), "unheard_of": torch.ones(2, 1)},
+        {"rewards": torch.ones(2, 1), "unheard_of": {"a": torch.ones(2, 1)}},
         {"rewards": Trajectory()},
         {"rewards": os.system},
     ],

@@ -212,7 +212,7 @@ def without(batch: dict[str, Any], *path: str) -> dict[str, Any]:
         ("rewards",),
         ("curr_obs", "main_images"),
         ("next_obs", "states"),
-        ("forward_inputs", "nested", "mask"),
+        ("forward_inputs", "hidden"),
     ],
 )
 def test_a_field_that_is_missing_is_named(path: tuple[str, ...]) -> None:

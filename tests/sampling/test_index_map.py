@@ -8,13 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.sampling.index_map import (
-    IndexMap,
-    ReadPlan,
-    partition,
-    plan_batch,
-    window_start,
-)
+from zarrbuf.manifest.selection import partition
+from zarrbuf.sampling.index_map import IndexMap, ReadPlan, plan_batch, window_start
 
 shapes = st.lists(st.tuples(st.integers(1, 7), st.integers(1, 4)), min_size=1)
 

@@ -61,7 +61,9 @@ def test_batches_that_are_expected_need_no_request_when_they_come(
             batch = buffer.sample(9)
             assert_same_batch(batch, draw(trajectories, 9, draws))
             # One size twice makes it foreseeable: the third is fetched already.
-            assert (buffer.get_stats()["last_requests"] > 0) == (number < 2)
+            assert (buffer.get_stats(detailed=True)["last_requests"] > 0) == (
+                number < 2
+            )
 
 
 def test_one_batch_alone_has_nothing_fetched_ahead(asked: Asked) -> None:
@@ -116,7 +118,9 @@ def test_nothing_is_fetched_ahead_that_there_is_no_room_for(asked: Asked) -> Non
         for _ in range(3):
             buffer.sample(9)
             idle(buffer)
-        assert buffer.get_stats()["requests"] == sum(map(len, asked.rounds))
+        assert buffer.get_stats(detailed=True)["requests"] == sum(
+            map(len, asked.rounds)
+        )
 
 
 def test_an_error_ahead_is_raised_by_the_batch_that_it_is_in(

@@ -61,7 +61,7 @@ def test_the_parts_of_a_call_are_timed_and_take_no_longer_than_it() -> None:
     started = perf_counter()
     buffer.sample(64)
     whole_s = perf_counter() - started
-    stats = buffer.get_stats()
+    stats = buffer.get_stats(detailed=True)
     parts = ("plan", "read", "decode", "gather")
     for part in parts:
         assert stats[f"{part}_seconds"] > 0, part
@@ -127,14 +127,14 @@ def test_a_lock_that_is_held_for_ever_can_be_replaced() -> None:
 
 def test_every_key_is_there_from_the_beginning_and_a_number() -> None:
     buffer = TrajectoryReplayBuffer()
-    first = buffer.get_stats()
+    first = buffer.get_stats(detailed=True)
     assert {*COUNTS, *SECONDS} <= set(first)
     assert {f"last_{name}" for name in (*COUNTS, *SECONDS)} <= set(first)
     buffer.add_trajectories(added())
     for count in (0, 1, 9):
         if count:
             buffer.sample(count)
-        stats = buffer.get_stats()
+        stats = buffer.get_stats(detailed=True)
         assert set(stats) == set(first)
         assert all(type(value) in (int, float) for value in stats.values())
         assert all(value >= 0 for value in stats.values())
@@ -148,7 +148,7 @@ def test_totals_are_the_sums_of_the_calls(num_threads: int) -> None:
     sums = dict.fromkeys((*COUNTS, *SECONDS), 0.0)
     for count in (1, 30, 7):
         buffer.sample(count)
-        stats = buffer.get_stats()
+        stats = buffer.get_stats(detailed=True)
         for name in sums:
             sums[name] += stats[f"last_{name}"]
             assert stats[name] == pytest.approx(sums[name])
@@ -161,7 +161,7 @@ def test_totals_are_the_sums_of_the_calls(num_threads: int) -> None:
 def test_reading_the_numbers_changes_none() -> None:
     buffer = filled()
     buffer.sample(5)
-    assert buffer.get_stats() == buffer.get_stats()
+    assert buffer.get_stats(detailed=True) == buffer.get_stats(detailed=True)
 
 
 @pytest.mark.parametrize("codec", ["lz4", "zstd", "none"])
@@ -180,7 +180,7 @@ def test_bytes_read_are_those_of_the_chunks_that_were_drawn(
     for count in (1, 50):
         draws = torch.randint(0, len(sizes), (count,), generator=state).tolist()
         buffer.sample(count)
-        stats = buffer.get_stats()
+        stats = buffer.get_stats(detailed=True)
         assert stats["last_chunks_read"] == 2 * count
         assert stats["last_bytes_decoded"] == 2 * count * 40 * 40 * 3
         assert stats["last_bytes_read"] == sum(sizes[number] for number in draws)
@@ -190,7 +190,7 @@ def test_without_big_fields_no_chunk_is_counted() -> None:
     buffer = TrajectoryReplayBuffer(seed=1)
     buffer.add_trajectories([make_trajectory(4, 2, image_size=2)])
     buffer.sample(20)
-    stats = buffer.get_stats()
+    stats = buffer.get_stats(detailed=True)
     assert stats["samples"] == 20
     assert stats["chunks_read"] == stats["bytes_read"] == stats["bytes_decoded"] == 0
     assert stats["small_fields_decoded"] == 1
@@ -200,20 +200,20 @@ def test_small_fields_are_decoded_once_and_then_kept() -> None:
     buffer = filled()
     for turn in range(3):
         buffer.sample(300)  # so many that each trajectory is drawn from
-        stats = buffer.get_stats()
+        stats = buffer.get_stats(detailed=True)
         assert stats["last_small_fields_decoded"] == (3 if turn == 0 else 0)
         assert stats["last_samples_cached"] == (0 if turn == 0 else 300)
     assert (stats["small_fields_decoded"], stats["samples_cached"]) == (3, 600)
     buffer.clear_cache()
     buffer.sample(300)
-    assert buffer.get_stats()["last_small_fields_decoded"] == 3
+    assert buffer.get_stats(detailed=True)["last_small_fields_decoded"] == 3
 
 
 def test_without_a_cache_small_fields_are_decoded_each_time() -> None:
     buffer = filled(enable_cache=False)
     for _ in range(2):
         buffer.sample(300)
-        stats = buffer.get_stats()
+        stats = buffer.get_stats(detailed=True)
         assert stats["last_small_fields_decoded"] == 3
         assert stats["last_samples_cached"] == 0
 
@@ -226,26 +226,26 @@ def test_archives_are_opened_once(tmp_path: Path) -> None:
     ) as buffer:
         for turn in range(3):
             buffer.sample(300)
-            stats = buffer.get_stats()
+            stats = buffer.get_stats(detailed=True)
             assert stats["last_archives_opened"] == (3 if turn == 0 else 0)
             assert stats["archives_opened"] == 3
         buffer.clear_cache()
         buffer.sample(300)
-        assert buffer.get_stats()["archives_opened"] == 6
+        assert buffer.get_stats(detailed=True)["archives_opened"] == 6
 
 
 def test_a_call_that_is_refused_counts_for_nothing() -> None:
     empty = TrajectoryReplayBuffer()
     with pytest.raises(EmptyBufferError):
         empty.sample(1)
-    assert empty.get_stats()["batches"] == 0
+    assert empty.get_stats(detailed=True)["batches"] == 0
     buffer = filled()
     buffer.sample(3)
-    before = buffer.get_stats()
+    before = buffer.get_stats(detailed=True)
     for count, out in ((0, None), (3, {})):
         with pytest.raises(InvalidInputError):
             buffer.sample(count, out=out)
-    assert buffer.get_stats() == before
+    assert buffer.get_stats(detailed=True) == before
 
 
 def test_threads_that_draw_at_once_are_all_counted() -> None:
@@ -265,6 +265,6 @@ def test_threads_that_draw_at_once_are_all_counted() -> None:
     for thread in threads:
         thread.join()
     assert failures == []
-    stats = buffer.get_stats()
+    stats = buffer.get_stats(detailed=True)
     assert (stats["batches"], stats["samples"]) == (40, 440)
     assert stats["chunks_read"] == 880

@@ -251,7 +251,7 @@ def test_refreshing_memory_counts_nothing_twice() -> None:
     live = make_live_set()
     live.add([encode(), encode()])
     live.refresh()
-    assert live.num_ever == 2
+    assert live.size == 2
     assert len(live.drawn()) == 2
 
 

@@ -234,7 +234,6 @@ def _flatten_slowly(trajectory: Trajectory, epochs: int) -> dict[str, AnyArray]:
         for key in ("main_images", "states"):
             values[f"{group}/{key}"] = getattr(trajectory, group)[key]
     values["forward_inputs/hidden"] = trajectory.forward_inputs["hidden"]
-    values["forward_inputs/nested/mask"] = trajectory.forward_inputs["nested"]["mask"]
     for name, tensor in values.items():
         rows = stored(tensor)
         samples = []

@@ -81,7 +81,7 @@ def test_an_open_buffer_is_saved_first(tmp_path: Path) -> None:
         buffer.add_trajectories(numbered(0, 5))
         assert prune(buffer, keep_newest=2).num_removed == 3
         buffer.refresh()
-        assert len(buffer) == 2
+        assert buffer.window_trajectories == 2
         buffer.add_trajectories(numbered(7, 1))
     assert contents(tmp_path / "a") == [(3, 3), (4, 4), (5, 7)]
 

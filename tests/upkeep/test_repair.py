@@ -448,6 +448,36 @@ def test_files_and_entries_that_do_not_match_are_told(folder: Path) -> None:
     assert files[2].exists()
 
 
+def test_what_a_run_let_go_of_stays_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    shutil.copytree(DATA / "rlinf_edge" / "evicted", folder)
+    with pytest.raises(FileNotFoundError, match=r"5 in all.*zarrbuf repair"):
+        loaded(str(folder), sample_window_size=100)
+    done = check_dry_then_apply(folder)
+    assert done.num_trajectories == 3
+    buffer = loaded(str(folder), sample_window_size=100)
+    assert (buffer.window_trajectories, buffer.size, buffer.total_samples) == (3, 8, 78)
+    assert buffer._trajectory_counter == 8
+
+
+def test_a_folder_without_a_seed_gets_none(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    shutil.copytree(DATA / "rlinf_edge" / "no_seed", folder)
+    sorted(folder.glob("trajectory_[0-9]*"))[-1].unlink()
+    check_dry_then_apply(folder)
+    assert "seed" not in json.loads((folder / "metadata.json").read_text())
+
+
+def test_a_counter_below_an_id_is_mended(folder: Path) -> None:
+    metadata = json.loads((folder / "metadata.json").read_text())
+    metadata["trajectory_counter"] = 1
+    (folder / "metadata.json").write_text(json.dumps(metadata))
+    with pytest.raises(FormatError, match="trajectory_counter is 1, and trajectory 2"):
+        loaded(str(folder))
+    check_dry_then_apply(folder)
+    assert loaded(str(folder))._trajectory_counter == 3
+
+
 def test_wrong_entries_are_corrected_and_the_old_index_is_kept(folder: Path) -> None:
     path = folder / "trajectory_index.json"
     index = json.loads(path.read_text())

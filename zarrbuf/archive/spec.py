@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeGuard
@@ -61,6 +62,7 @@ STORED_DTYPE: Final[Mapping[str, str]] = {
     "float8_e8m0fnu": "uint8",
 }
 
+# Those of RLinf's `Trajectory`; a trajectory may have others.
 TENSOR_FIELDS: Final = (
     "actions",
     "intervene_flags",
@@ -73,6 +75,9 @@ TENSOR_FIELDS: Final = (
     "versions",
 )
 DICT_FIELDS: Final = ("forward_inputs", "curr_obs", "next_obs")
+_GROUPS: Final = (*DICT_FIELDS, "obs")
+_OWN_NAME: Final = re.compile("[A-Za-z][A-Za-z0-9_]{0,99}")
+"""It becomes an attribute of a trajectory, so nothing that Python reads as its own."""
 EXTRA_ROWS: Final[Mapping[str, Rows]] = {
     "terminations": "start",
     "truncations": "start",
@@ -135,9 +140,10 @@ class FieldSpec:
         dtype: torch dtype name, a key of `STORED_DTYPE`.
         shape: shape of one sample; () for `rows="whole"`, whose length may differ from
             trajectory to trajectory.
-        rows: "step" for T rows; "start" or "end" for T + E rows whose extra row
-            stands first or last in each of E rollout epochs; "whole" for arrays of
-            fewer than two dimensions, which are kept but never sampled.
+        rows: "step" for T rows, and others behind them that are kept but never
+            sampled; "start" or "end" for T + E rows whose extra row stands first or
+            last in each of E rollout epochs; "whole" for arrays of fewer than two
+            dimensions and for nested ones, which are kept but never sampled.
         stored: the dtype of the stored array.
         row_bytes: bytes of one sample.
         is_big: whether each sample is a chunk of its own.
@@ -183,17 +189,22 @@ def parse_schema(fields: Any, *, where: str) -> dict[str, FieldSpec]:
     }
 
 
+def is_own_name(name: str) -> bool:
+    """Whether a field of a trajectory, not of one of its dicts, can have this name."""
+    return _OWN_NAME.fullmatch(name) is not None and name not in _GROUPS
+
+
 @functools.lru_cache(maxsize=4096)
 def _is_field_path(path: str) -> bool:
     """Whether a writer would have given this path to a field."""
     group, *names = path.split("/")
     if not names:
-        return group in TENSOR_FIELDS
+        return is_own_name(group)
     try:
         canonical = all(encode_key(decode_key(name)) == name for name in names)
     except ValueError:
         return False
-    return canonical and group in (*DICT_FIELDS, "obs")
+    return canonical and group in _GROUPS
 
 
 def _parse_field(name: str, value: Any, *, where: str) -> FieldSpec:
@@ -219,6 +230,11 @@ def _parse_field(name: str, value: Any, *, where: str) -> FieldSpec:
     ):
         raise FormatError(f"{where}: field {name!r:.80} has shape {shape!r:.80}")
     return FieldSpec(dtype, tuple(shape), rows)
+
+
+def is_nested(field: str) -> bool:
+    """Whether a field lies in a dict in one of RLinf's dicts: it is kept whole."""
+    return field.count("/") > 1
 
 
 def is_staged(field: str) -> bool:
@@ -278,8 +294,8 @@ def step_rows(rows: Rows, num_rows: int, num_steps: int) -> AnyArray:
     """Return which rows of the time axis are the T steps.
 
     Args:
-        rows: where the extra row of each rollout epoch stands.
-        num_rows: rows stored, `T + E`.
+        rows: where extra rows stand.
+        num_rows: rows stored, `T` and the extra ones.
         num_steps: `T`.
 
     Returns:
@@ -287,8 +303,8 @@ def step_rows(rows: Rows, num_rows: int, num_steps: int) -> AnyArray:
     """
     num_epochs = num_rows - num_steps
     index = np.arange(num_rows, dtype=np.int64)
-    if num_epochs == 0:
-        return index
+    if num_epochs == 0 or rows == "step":
+        return index[:num_steps]
     epochs = index.reshape(num_epochs, num_steps // num_epochs + 1)
     kept = epochs[:, 1:] if rows == "start" else epochs[:, :-1]
     return kept.reshape(-1)

@@ -23,6 +23,7 @@ from zarrbuf.archive.spec import (
     ChunkGrid,
     Rows,
     chunk_grid,
+    is_nested,
     is_staged,
 )
 from zarrbuf.errors import FormatError, InvalidInputError, UnsupportedVersionError
@@ -169,7 +170,7 @@ def time_dimension(rows: Rows, num_rows: int, num_steps: int) -> str:
     """Name the time axis; one with extra rows has a name, so a size, of its own."""
     if num_rows == num_steps:
         return "time"
-    return f"time_and_{rows}s"
+    return "time_and_rest" if rows == "step" else f"time_and_{rows}s"
 
 
 def _dimension_names(info: ArrayInfo) -> list[str]:
@@ -180,7 +181,8 @@ def _dimension_names(info: ArrayInfo) -> list[str]:
     """
     ndim = len(info.shape)
     lead = ["stage"] * info.staged + [info.time_name, "env"]
-    named = lead if ndim >= len(lead) else []
+    is_whole = ndim < len(lead) or is_nested(info.field)
+    named = [] if is_whole else lead
     leaf = info.field.rpartition("/")[2]
     return [*named, *(f"{leaf}_{axis}" for axis in range(ndim - len(named)))]
 
@@ -357,14 +359,15 @@ def _array_facts(document: dict[str, Any], field: str) -> ArrayInfo:
     dtype = document["attributes"].get("torch_dtype", document["data_type"])
     names = document["dimension_names"]
     position = 1 if is_staged(field) else 0
-    time_name = names[position] if len(names) >= position + 2 else "time"
+    is_whole = len(names) < position + 2 or is_nested(field)
+    time_name = "time" if is_whole else names[position]
     if dtype not in STORED_DTYPE or time_name not in _TIME_NAMES:
         raise ValueError("dtype or dimension")
     codec, level = _codec_facts(document["codecs"])
     return ArrayInfo(field, tuple(shape), dtype, codec, level, time_name)
 
 
-_TIME_NAMES: Final = ("time", "time_and_starts", "time_and_ends")
+_TIME_NAMES: Final = ("time", "time_and_starts", "time_and_ends", "time_and_rest")
 
 
 def _codec_facts(codecs: list[dict[str, Any]]) -> tuple[CodecName, int]:

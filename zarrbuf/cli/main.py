@@ -113,7 +113,7 @@ def sample(
         "batch": dict(_describe(batch)),
         "open_seconds": opened - started,
         "sample_seconds": drawn - opened,
-        "stats": buffer.get_stats(),
+        "stats": buffer.get_stats(detailed=True),
     }
     if as_json:
         print_json(report)
@@ -128,8 +128,8 @@ def sample(
     }
     costs = ", ".join(f"{name} in {1e3 * value:.1f} ms" for name, value in ms.items())
     click.echo(
-        f"{num_chunks} of {stats['total_samples']} samples in "
-        f"{stats['num_trajectories']} trajectories: {costs}; read "
+        f"{num_chunks} of {stats['window_samples']} samples in "
+        f"{stats['window_trajectories']} trajectories: {costs}; read "
         f"{stats['chunks_read']} chunks, {format_bytes(stats['bytes_read'])} stored, "
         f"{format_bytes(stats['bytes_decoded'])} decoded"
     )
@@ -233,6 +233,10 @@ def verify(
     else:
         for problem in result.problems:
             click.echo(f"damaged: {printable(problem)}")
+        if result.num_evicted:
+            click.echo(
+                f"evicted: {result.num_evicted} trajectories, let go of by a run"
+            )
         click.echo(
             f"{result.num_trajectories} trajectories, {result.num_commits} commits, "
             f"{result.num_chunks} chunks, {format_bytes(result.num_bytes)} read: "

@@ -9,14 +9,16 @@ from zarrbuf.errors import InvalidInputError
 
 
 def check_whole_number(
-    name: str, value: SupportsIndex, *, minimum: int = 0, maximum: int = 2**40
+    name: str, value: SupportsIndex | float, *, minimum: int = 0, maximum: int = 2**40
 ) -> int:
     """Return `value` as an int, if it is a whole number from `minimum` to `maximum`.
+
+    A float that is whole is a number: configurations are full of them.
 
     Raises:
         InvalidInputError: otherwise.
     """
-    number = _as_int(value)
+    number = as_whole_number(value)
     if number is None or not minimum <= number <= maximum:
         raise InvalidInputError(
             f"{name} is {value!r}; a whole number from {minimum} to {maximum} is needed"
@@ -38,13 +40,13 @@ def check_interval(name: str, value: float | None) -> float | None:
     return float(value)
 
 
-def check_seed(value: SupportsIndex) -> int:
+def check_seed(value: SupportsIndex | float) -> int:
     """Return `value` as an int, if torch's generators take it.
 
     Raises:
         InvalidInputError: otherwise.
     """
-    number = _as_int(value)
+    number = as_whole_number(value)
     if number is None or not -(2**63) <= number < 2**64:
         raise InvalidInputError(
             f"seed is {value!r}; a whole number of 64 bits or None is needed"
@@ -52,10 +54,13 @@ def check_seed(value: SupportsIndex) -> int:
     return number
 
 
-def _as_int(value: SupportsIndex) -> int | None:
+def as_whole_number(value: object) -> int | None:
+    """Return a value as an int, if it is a whole number; a float may be one."""
     if isinstance(value, bool):
         return None
+    if isinstance(value, float) and value.is_integer():  # NumPy's float64 is a float
+        return int(value)
     try:
-        return operator.index(value)
+        return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         return None

@@ -333,12 +333,18 @@ def _state_actions(state: Mapping[str, Any] | None) -> list[Action]:
 def _write_index(
     store: TrajectoryStore, created: Created, file_format: FileFormat
 ) -> None:
-    index = RlinfIndex(file_format, counter=store.next_trajectory_id)
-    if store.seed is not None:
-        index.seed = store.seed
-    index.generator = (store.state or {}).get("generator")
+    portion, state = store.portion(0, 1, window_size=1), store.state or {}
+    index = RlinfIndex(
+        file_format,
+        seed=store.seed,
+        counter=portion.next_trajectory_id,
+        size=portion.num_trajectories,
+        total_samples=portion.total_samples,
+        generator=state.get("generator"),
+        more_generator=state.get("more_generator"),
+    )
     rows = store.rows
-    index.rows = [rows.row(number) for number in range(len(rows))]
+    index.replace([rows.row(number) for number in range(len(rows))], {})
     metadata, entries = encode_index(index)
     created.check_reused()
     created.create(INDEX_NAME, entries)

@@ -157,8 +157,7 @@ def _write_files(
         name = trajectory_name(number, row.model_weights_id, index.file_format)
         created.create(name, data)
         created.num_bytes += len(data)
-        index.rows.append(dataclasses.replace(row, trajectory_id=number))
-        index.names[number] = name
+        index.append(dataclasses.replace(row, trajectory_id=number), name)
         if progress is not None:
             progress(number + 1, len(order))
     index.counter = len(order)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from zarrbuf.archive.spec import AnyArray
 from zarrbuf.errors import InvalidInputError
-from zarrbuf.manifest.rows import IntArray, Rows
+from zarrbuf.manifest.rows import NO_LENGTH, IntArray, Rows
 
 MAX_TEXT: Final = 4096
 COLUMNS: Final = (
@@ -219,6 +219,9 @@ class _Condition:
 
     def _column(self, node: ast.Name) -> AnyArray:
         name = node.id
+        if name == "max_episode_length":
+            lengths = self._rows.column(name)
+            return np.where(lengths == NO_LENGTH, np.nan, lengths)
         if name in COLUMNS:
             return self._rows.column(name)
         if name == _TEXT_COLUMN:

@@ -45,6 +45,8 @@ FIXED_DTYPE: Final = np.dtype(
         ("ts", "<i8"),
     ]
 )
+NO_LENGTH: Final = -(2**63)
+"""Stands in the column `max_episode_length` where it was not told."""
 NUMBER_COLUMNS: Final = tuple(
     name for name in FIXED_DTYPE.names or () if name != "uuid"
 )
@@ -81,7 +83,7 @@ class Row:
         num_steps: `T`.
         num_envs: `B`.
         shape: shape of the field that gave T and B.
-        max_episode_length: steps.
+        max_episode_length: steps; None if it was not told.
         size: bytes of the archive.
         crc: crc32c of the archive.
         schema: 16 hex digits, key of the manifest's schemas.
@@ -97,7 +99,7 @@ class Row:
     num_steps: int
     num_envs: int
     shape: tuple[int, ...]
-    max_episode_length: int
+    max_episode_length: int | None
     size: int
     crc: int
     schema: str
@@ -147,7 +149,9 @@ def parse_add(action: dict[str, Any], *, where: str) -> Row:
         odd = sorted((set(action) - {"tags"}) ^ _ADD_KEYS)
         raise FormatError(f"{where}: fields {odd!r:.200} are missing or not known")
     for name in _ADD_INTS:
-        if type(action[name]) is not int or not -(2**63) <= action[name] < 2**63:
+        if name == "max_episode_length" and action[name] is None:
+            continue
+        if type(action[name]) is not int or not NO_LENGTH < action[name] < 2**63:
             raise FormatError(f"{where}: {name} is {action[name]!r:.80}")
     tags, shape = action.get("tags", {}), action["shape"]
     checks = {
@@ -187,6 +191,14 @@ def parse_add(action: dict[str, Any], *, where: str) -> Row:
         base=action["base"],
         tags=tags,
     )
+
+
+def _length_as_number(length: int | None) -> int:
+    return NO_LENGTH if length is None else length
+
+
+def _number_as_length(number: int) -> int | None:
+    return None if number == NO_LENGTH else number
 
 
 def _is_match(pattern: str, value: Any) -> bool:
@@ -232,7 +244,7 @@ class Rows:
                 row.num_steps,
                 row.num_envs,
                 row.num_samples,
-                row.max_episode_length,
+                _length_as_number(row.max_episode_length),
                 row.base,
                 row.size,
                 row.crc,
@@ -307,7 +319,7 @@ class Rows:
             num_steps=int(one["T"]),
             num_envs=int(one["B"]),
             shape=tuple(shape),
-            max_episode_length=int(one["max_episode_length"]),
+            max_episode_length=_number_as_length(int(one["max_episode_length"])),
             size=int(one["size"]),
             crc=int(one["crc"]),
             schema=f"{int(one['schema']):016x}",

@@ -8,22 +8,25 @@ write queue saves in the background.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
+
+import torch
 
 from zarrbuf.archive.zarr_json import check_codec
 from zarrbuf.common.arguments import check_interval, check_whole_number
 from zarrbuf.common.background import Repeater
 from zarrbuf.common.thread_pool import Workers, default_num_threads
 from zarrbuf.common.uuids import new_uuid
+from zarrbuf.manifest.selection import partition
 from zarrbuf.replay.live_set import LiveSet
 from zarrbuf.replay.rlinf_names import RlinfNames
 from zarrbuf.replay.run_checkpoint import save_rows
 from zarrbuf.sampling.batch_reader import BatchReader
 from zarrbuf.sampling.batches import BatchMemory, can_pin
 from zarrbuf.sampling.draws import Draws
-from zarrbuf.sampling.index_map import partition
 from zarrbuf.sampling.prefetch import Prefetcher
 from zarrbuf.sampling.sampler import Sampler
 from zarrbuf.storage.block_cache import DiskCache
@@ -33,11 +36,14 @@ from zarrbuf.stores.in_memory import MemoryStore
 from zarrbuf.stores.opening import (
     check_format,
     default_path,
+    format_at,
     open_or_create_store,
     open_store,
 )
 from zarrbuf.trajectory.encoding import encode_trajectory
 from zarrbuf.upkeep.retention import retain
+
+_LOG: Final = logging.getLogger("zarrbuf")
 
 
 class TrajectoryReplayBuffer(RlinfNames):
@@ -55,7 +61,7 @@ class TrajectoryReplayBuffer(RlinfNames):
         sample_window_size: int = 100,
         auto_save: bool = False,
         auto_save_path: Location = "",
-        trajectory_format: str = "zarr",
+        trajectory_format: str | None = None,
         *,
         codec: str = "lz4",
         cache_bytes: int = 256 << 20,
@@ -82,7 +88,8 @@ class TrajectoryReplayBuffer(RlinfNames):
                 is kept in memory, compressed.
             auto_save_path: where, a local path or a URL (`s3://`, `gs://`, `memory://`,
                 `file://`); else where `zarrbuf.stores.opening.default_path` says.
-            trajectory_format: "zarr", or "pt" or "pkl" for folders that RLinf loads.
+            trajectory_format: "zarr", or "pt" or "pkl" for folders that RLinf loads;
+                None for what lies at `auto_save_path`, and "zarr" where nothing does.
             codec: "lz4", "zstd" (smaller, slower) or "none".
             cache_bytes: bound of the decoded small fields, and as much again for
                 chunks fetched from object stores and archives made from `pt` and
@@ -116,14 +123,18 @@ class TrajectoryReplayBuffer(RlinfNames):
             FormatError: if what lies at `auto_save_path` is damaged.
             StorageError: if the storage failed.
         """
-        self._format = check_format("trajectory_format", trajectory_format)
+        if trajectory_format is not None:
+            check_format("trajectory_format", trajectory_format)
         self._codec = check_codec(codec)
         if num_threads is None:
             num_threads = default_num_threads()
         self._workers = Workers(
             check_whole_number("num_threads", num_threads, minimum=1)
         )
-        self._seed = seed
+        self.seed = seed
+        self.enable_cache = enable_cache
+        self.auto_save = auto_save
+        self.logger = _LOG
         self._draws = Draws(seed)
         cache_dir_bytes = check_whole_number("cache_dir_bytes", cache_dir_bytes)
         cache = cache_dir and DiskCache(cache_dir, max_bytes=cache_dir_bytes)
@@ -150,12 +161,18 @@ class TrajectoryReplayBuffer(RlinfNames):
         )
         self._sampler = Sampler(self._reader, self._memory, self._prefetcher)
         interval_s = check_interval("refresh_interval_s", refresh_interval_s)
-        store = self._own_store(auto_save_path) if auto_save else MemoryStore()
+        self.auto_save_path: Location | None = None
+        if auto_save:
+            is_told = bool(os.fspath(auto_save_path))
+            self.auto_save_path = auto_save_path if is_told else default_path()
+        store = self._own_store(trajectory_format)
+        self.trajectory_format = trajectory_format or store.suffix
         self._live = LiveSet(
             store,
             self._reader,
             window_size=window_size,
             max_queue_bytes=max_queue_bytes,
+            max_at_hand=cache_size * enable_cache if auto_save else window_size or None,
             after_save=retain(store, retention, window_size=window_size),
         )
         self._refreshing = (
@@ -168,11 +185,14 @@ class TrajectoryReplayBuffer(RlinfNames):
         """Start the draws anew from a seed; None for a random one."""
         self._draws.start(seed)
 
-    def _own_store(self, path: Location) -> TrajectoryStore:
+    def _own_store(self, trajectory_format: str | None) -> TrajectoryStore:
+        if self.auto_save_path is None:
+            return MemoryStore()
+        storage = self._open_storage(self.auto_save_path)
         return open_or_create_store(
-            self._open_storage(path if os.fspath(path) else default_path()),
-            trajectory_format=self._format,
-            seed=self._seed,
+            storage,
+            trajectory_format=trajectory_format or format_at(storage) or "zarr",
+            seed=self.seed,
             codec=self._codec,
         )
 
@@ -234,55 +254,96 @@ class TrajectoryReplayBuffer(RlinfNames):
     # --- what there is ----------------------------------------------------------
 
     def __len__(self) -> int:
-        """Return the number of trajectories that are drawn from."""
-        return len(self._live.drawn())
+        """Return the number of trajectories ever added or loaded, as RLinf's does."""
+        return self._live.size
 
     @property
     def size(self) -> int:
-        """Trajectories that are drawn from."""
-        return len(self)
+        """Trajectories ever added or loaded, those that left the window too."""
+        return self._live.size
 
     @property
     def total_samples(self) -> int:
+        """Samples of all trajectories ever added or loaded."""
+        return self._live.total_samples
+
+    @property
+    def window_trajectories(self) -> int:
+        """Trajectories that are drawn from."""
+        return len(self._live.drawn())
+
+    @property
+    def window_samples(self) -> int:
         """Samples that are drawn from."""
         return self._live.drawn().total_samples
 
+    @property
+    def sample_window_size(self) -> int:
+        """Trajectories in the window, the newest; 0 for all. Can be set.
+
+        Without `auto_save`, trajectories that left an earlier window are gone.
+        """
+        return self._live.window_size
+
+    @sample_window_size.setter
+    def sample_window_size(self, value: int) -> None:
+        self._live.window_size = check_whole_number("sample_window_size", value)
+
+    @property
+    def random_generator(self) -> torch.Generator:
+        """The generator of the draws, which moves as RLinf's does."""
+        return self._draws.generator
+
     def is_ready(self, min_size: int) -> bool:
         """Whether at least `min_size` trajectories were ever added or loaded."""
-        return self._live.num_ever >= min_size
+        return self._live.size >= min_size
 
     async def is_ready_async(self, min_size: int) -> bool:
         """Return `is_ready(min_size)`, for callers that await it."""
         return self.is_ready(min_size)
 
-    def get_stats(self) -> dict[str, float]:
+    def get_stats(self, *, detailed: bool = False) -> dict[str, float]:
         """Return numbers, with the same keys in every process.
 
-        `num_trajectories`, `total_samples`: what is drawn from. `cache_size`:
-        trajectories whose small fields are kept decoded. `cache_bytes`: their bytes.
-        `num_queued`: trajectories not saved yet. `num_trajectories_ever`: added or
-        loaded, in all. The rest is what sampling has cost since the buffer was made,
-        see `zarrbuf.sampling.stats.ReadStats`, and as `last_...` what the last call
-        has.
+        RLinf's three, with RLinf's numbers: `num_trajectories` and `total_samples` ever
+        added or loaded; `cache_size`, the newest trajectories that it would keep.
+
+        Args:
+            detailed: return more: `window_trajectories` and `window_samples`, what is
+                drawn from; `cache_trajectories`, whose small fields are kept decoded,
+                and `cache_bytes`, their bytes; `num_queued`, not saved yet; what
+                sampling has cost since the buffer was made, see
+                `zarrbuf.sampling.stats.ReadStats`, and as `last_...` what the last call
+                has.
         """
+        stats: dict[str, float] = {
+            "num_trajectories": self._live.size,
+            "total_samples": self._live.total_samples,
+            "cache_size": self._live.num_at_hand,
+        }
+        if not detailed:
+            return stats
         drawn = self._live.drawn()
         return {
-            "num_trajectories": len(drawn),
-            "total_samples": drawn.total_samples,
-            "cache_size": self._reader.small.num_cached,
+            **stats,
+            "window_trajectories": len(drawn),
+            "window_samples": drawn.total_samples,
+            "cache_trajectories": self._reader.small.num_cached,
             "cache_bytes": self._reader.small.cached_bytes,
             "num_queued": self._live.writer.num_queued,
-            "num_trajectories_ever": self._live.num_ever,
             **self._reader.stats.numbers(),
         }
 
     # --- drawing ----------------------------------------------------------------
 
-    def sample(self, num_chunks: int, out: Any = None) -> dict[str, Any]:
+    def sample(self, num_chunks: int = 0, out: Any = None) -> dict[str, Any]:
         """Draw transitions, uniformly and with replacement, from the window.
 
         For one seed and window the draws are RLinf's: `torch.randint` over the
-        samples of the window, numbered in order, on a generator of its own.
+        samples of the window, numbered in order, on a generator of its own. Where more
+        are asked for than the window holds, RLinf returns as many as it holds; here
+        these come first, and the rest is drawn by a second generator, so that every
+        later batch is still RLinf's.
 
         Args:
             num_chunks: how many; RLinf calls one transition a chunk here.
@@ -296,38 +357,43 @@ class TrajectoryReplayBuffer(RlinfNames):
 
         Raises:
             InvalidInputError: if `num_chunks` is not a whole number from 1 to 2**24,
-                or `out` not such a batch.
+                or `out` not such a batch; 0 or less is an AssertionError too, which is
+                what RLinf raises.
             EmptyBufferError: if there is nothing to draw from.
             FormatError: if a chunk that is drawn is damaged.
         """
         if self._refreshing is not None:
             self._refreshing.raise_error()
-        return self._sampler.sample(
-            num_chunks, self._live.window, self._draws.generator, out
-        )
+        return self._sampler.sample(num_chunks, self._live.window, self._draws, out)
 
     sample_chunks = sample
 
     # --- checkpoints ------------------------------------------------------------
 
-    def save_checkpoint(self, path: Location) -> None:
-        """Save the window, the ids and the state of the draws at `path`.
+    def save_checkpoint(self, save_path: Location) -> None:
+        """Save the window, the ids, the counts and the state of the draws.
 
-        In the buffer's own format; raises what `run_checkpoint.save_rows` does.
+        In the buffer's own format, or that of what was loaded; raises what
+        `run_checkpoint.save_rows` does.
+
+        Args:
+            save_path: where; a checkpoint of the same format may be there.
         """
-        storage = self._open_storage(path)
+        storage = self._open_storage(save_path)
         with self._live.saved_rows() as (rows, own):
             save_rows(
                 rows,
                 storage,
                 own=own,
-                trajectory_format=self._format,
+                trajectory_format=self.trajectory_format,
                 opened=self._reader.archives,
-                seed=self._seed,
+                seed=self.seed,
                 codec=self._codec,
                 state={
-                    "generator": self._draws.state,
+                    **self._draws.state,
                     "trajectory_counter": self._live.next_trajectory_id,
+                    "size": self._live.size,
+                    "total_samples": self._live.total_samples,
                 },
             )
 
@@ -342,9 +408,10 @@ class TrajectoryReplayBuffer(RlinfNames):
     ) -> None:
         """Replace what the buffer holds by a checkpoint, or a part of it.
 
-        Any buffer or folder of RLinf's is a checkpoint; which one it is is seen from
-        its files. Draws go on where the checkpoint was saved; without a saved state
-        they start at its seed.
+        Any buffer of zarrbuf's or folder of RLinf's is a checkpoint; its files tell
+        which it is. Draws go on where the checkpoint was saved; without a saved state
+        they start at its seed, and without a seed they stay as they are. Its seed and
+        its format are what the next `save_checkpoint` records.
 
         Args:
             load_path: a zarrbuf buffer, path or URL, or a folder of RLinf's.
@@ -354,7 +421,7 @@ class TrajectoryReplayBuffer(RlinfNames):
             version: load it as it was after that commit; None for now.
 
         Raises:
-            NotFoundError: if neither is there, or a file of it is missing.
+            NotFoundError: if neither is there, or a file of its window is missing.
             FormatError: if it is damaged.
             InvalidInputError: if the rank is not allowed.
         """
@@ -363,8 +430,11 @@ class TrajectoryReplayBuffer(RlinfNames):
             local_rank, world_size = 0, 1
         partition(0, local_rank, world_size)  # refuses a rank before all else
         store = open_store(self._open_storage(load_path), version=version)
-        self._draws.carry_on(store, where=os.fspath(load_path))
         self._live.load(store, rank=local_rank, world_size=world_size)
+        self._draws.carry_on(store, where=os.fspath(load_path))
+        self.trajectory_format = store.suffix
+        if store.seed is not None:
+            self.seed = store.seed
 
     # --- end --------------------------------------------------------------------
 
@@ -374,6 +444,7 @@ class TrajectoryReplayBuffer(RlinfNames):
 
     def clear_cache(self) -> None:
         """Forget what is kept decoded and open; nothing else changes."""
+        self._live.num_at_hand = 0
         self._reader.clear()
         self._memory.clear()
 
@@ -392,7 +463,9 @@ class TrajectoryReplayBuffer(RlinfNames):
 
     def __repr__(self) -> str:
         """Return how much is drawn from, of what shape, and where it is."""
-        return f"{type(self).__name__}({self._live.describe()}, {self._format})"
+        return (
+            f"{type(self).__name__}({self._live.describe()}, {self.trajectory_format})"
+        )
 
     def __enter__(self) -> TrajectoryReplayBuffer:
         """Return the buffer; leaving the block closes it."""

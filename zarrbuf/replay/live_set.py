@@ -13,11 +13,12 @@ import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
+
 from zarrbuf.archive.spec import AnyArray, BatchField, sorted_fields
 from zarrbuf.errors import TrajectoryNotFoundError
 from zarrbuf.manifest.rows import Row, Rows
 from zarrbuf.sampling.batch_reader import BatchReader
-from zarrbuf.sampling.index_map import partition
 from zarrbuf.sampling.window import FieldFinder, LiveRows, Part, Window, known_fields
 from zarrbuf.stores.contract import NewTrajectory, TrajectoryStore
 from zarrbuf.stores.in_memory import MemoryStore
@@ -44,7 +45,9 @@ class LiveSet:
 
     Attributes:
         writer: saves what is queued; unused where the store is memory.
-        num_ever: trajectories ever added or loaded.
+        size: trajectories ever added or loaded, those that left the window too.
+        total_samples: of these.
+        num_at_hand: trajectories that RLinf's cache would hold now.
         next_trajectory_id: the id of the next one added.
     """
 
@@ -55,6 +58,7 @@ class LiveSet:
         *,
         window_size: int,
         max_queue_bytes: int,
+        max_at_hand: int | None = None,
         after_save: Callable[[], None] | None = None,
     ) -> None:
         """Start with what `store` lists.
@@ -64,6 +68,7 @@ class LiveSet:
             reader: told when an archive moves from memory to disk.
             window_size: trajectories in the window, 0 for all.
             max_queue_bytes: encoded bytes that may wait to be saved.
+            max_at_hand: trajectories that RLinf's cache would hold; None for all.
             after_save: called in the writer's thread whenever something was saved,
                 while nothing else is done with the store.
         """
@@ -72,9 +77,11 @@ class LiveSet:
         self._reader = reader
         self._window_size = window_size
         self.writer = BackgroundWriter(self._save, max_queue_bytes=max_queue_bytes)
-        self.num_ever = len(store.listed)
+        self._max_at_hand = max_at_hand
+        self.num_at_hand = 0
+        self.size = len(store.listed)
+        self.total_samples = store.listed.total_samples
         self.next_trajectory_id = store.next_trajectory_id
-        self._store_size = len(store.listed)
         self._make_locks()
         self._loaded: Part | None = None
         self._followed: TrajectoryStore | None = None
@@ -120,7 +127,9 @@ class LiveSet:
             ]
             self._known = known
             self.next_trajectory_id += len(items)
-            self.num_ever += len(items)
+            self.size += len(items)
+            self._take_to_hand(len(items))
+            self.total_samples += sum(item.row.num_samples for item in items)
             self._forget_window()
             if isinstance(self._store, MemoryStore):
                 self._keep_in_memory(self._store, items)
@@ -129,6 +138,11 @@ class LiveSet:
             self.writer.enqueue(items)
         self.writer.wait_for_room()  # not under the lock, which the writer needs
 
+    def _take_to_hand(self, count: int) -> None:
+        self.num_at_hand += count
+        if self._max_at_hand is not None:
+            self.num_at_hand = min(self.num_at_hand, self._max_at_hand)
+
     def _keep_in_memory(
         self, store: MemoryStore, items: Sequence[NewTrajectory]
     ) -> None:
@@ -136,7 +150,7 @@ class LiveSet:
         if self._window_size and len(store.listed) > self._window_size:
             for uuid in store.drop_first(len(store.listed) - self._window_size):
                 self._reader.archives.discard(uuid)
-        self._store_size, self._seen = len(store.listed), store.mark
+        self._seen = store.mark
 
     def _known_fields(self) -> dict[str, BatchField]:
         if self._known is None:
@@ -152,18 +166,20 @@ class LiveSet:
         saved = [item.row.uuid for item in items]
         with self._lock:
             self._queued.discard(saved)
-            self._take_in_store(num_own=len(saved))
+            self._take_in_store(own=saved)
         for uuid in saved:
             self._reader.archives.discard(uuid)
 
-    def _take_in_store(self, *, num_own: int) -> None:
+    def _take_in_store(self, *, own: Collection[str]) -> None:
         """Count what others appended, and let the next window have it."""
         mark = self._store.mark  # first: what is listed meanwhile is looked at again
-        self._queued.discard(self._store.after(self._store.listed, self._seen).uuids())
+        newest = self._store.after(self._store.listed, self._seen)
+        uuids = newest.uuids()
+        self._queued.discard(uuids)
         self._seen = mark
-        size = len(self._store.listed)
-        self.num_ever += max(0, size - self._store_size - num_own)
-        self._store_size = size
+        others = ~np.isin(uuids, list(own)) if own else np.ones(len(uuids), np.bool_)
+        self.size += int(others.sum())
+        self.total_samples += int(newest.rows.column("num_samples")[others].sum())
         self.next_trajectory_id = max(
             self.next_trajectory_id, self._store.next_trajectory_id
         )
@@ -224,6 +240,17 @@ class LiveSet:
     def url(self) -> str | None:
         """Where all that is listed lies; None if a part is elsewhere or in memory."""
         return None if self._loaded is not None else self._store.url
+
+    @property
+    def window_size(self) -> int:
+        """Trajectories in the window, 0 for all."""
+        return self._window_size
+
+    @window_size.setter
+    def window_size(self, value: int) -> None:
+        with self._lock:
+            self._window_size = value
+            self._forget_window()
 
     def drawn(self) -> LiveRows:
         """Return the rows that are sampled from now: the newest, as many as are asked.
@@ -302,7 +329,7 @@ class LiveSet:
             self._follow()
             if self._store.mark != self._seen:
                 self._known = None
-                self._take_in_store(num_own=0)
+                self._take_in_store(own=())
 
     def _follow(self) -> None:
         """Take in what others appended to the buffer that was loaded."""
@@ -312,7 +339,9 @@ class LiveSet:
         listed, before = store.listed, self._loaded[1]
         if listed.stop == before.stop and len(listed) == len(before):
             return
-        self.num_ever += max(0, listed.stop - before.stop)
+        self.size += max(0, listed.stop - before.stop)
+        more = listed.table.samples_before(listed.stop)
+        self.total_samples += max(0, more - before.table.samples_before(before.stop))
         highest = int(listed.trajectory_ids.max(initial=-1))
         self.next_trajectory_id = max(self.next_trajectory_id, highest + 1)
         self._loaded = (store, listed)
@@ -324,21 +353,22 @@ class LiveSet:
 
         Raises:
             InvalidInputError: if the rank is not allowed.
+            NotFoundError: if a trajectory of the window is not there.
         """
-        listed = store.listed
-        listed = listed.part(*partition(len(listed), rank, world_size))
-        highest = int(listed.trajectory_ids.max(initial=-1))
+        portion = store.portion(rank, world_size, window_size=self._window_size)
         with self._lock:
             if isinstance(self._store, MemoryStore):
                 self._store.remove_all(reason="load")
             is_same = store.is_same(self._store)
             # Of the buffer that is saved to, what came later is listed as its own.
             self._mark = store.mark if is_same else self._store.mark
-            self._loaded = (store, listed)
+            self._loaded = (store, portion.listed)
             self._followed = store if world_size == 1 and not is_same else None
-            self._store_size = len(self._store.listed)
-            self.num_ever = len(listed)
-            self.next_trajectory_id = highest + 1
+            self.size = portion.num_trajectories
+            self.num_at_hand = 0
+            self._take_to_hand(len(portion.listed))
+            self.total_samples = portion.total_samples
+            self.next_trajectory_id = portion.next_trajectory_id
             if not isinstance(self._store, MemoryStore):
                 self.next_trajectory_id = max(
                     self.next_trajectory_id, self._store.next_trajectory_id
@@ -355,8 +385,9 @@ class LiveSet:
             self._mark = 0
             self._seen = mark
             self._loaded = self._followed = None
-            self._store_size = 0
-            self.num_ever = 0
+            self.size = self.total_samples = self.num_at_hand = 0
+            if isinstance(self._store, MemoryStore):
+                self.next_trajectory_id = 0
             self._forget()
 
     def _forget(self) -> None:

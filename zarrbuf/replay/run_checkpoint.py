@@ -63,7 +63,8 @@ def save_rows(
         opened: archives that are open.
         seed: kept in a new checkpoint.
         codec: kept in a new checkpoint.
-        state: "generator", the state of the draws as text, and "trajectory_counter".
+        state: "generator" and "more_generator", the state of the draws as text,
+            "trajectory_counter", "size" and "total_samples".
 
     Raises:
         InvalidInputError: if something of another format is there.
@@ -239,6 +240,7 @@ def save_folder(
     if isinstance(own, RlinfStore) and own.folder == target.folder:
         _check_all_own(saved, own, storage)
         own.index.generator = state["generator"]
+        own.index.more_generator = state["more_generator"]
         own.write_index()
         return
     rows, names, staged = [], {}, []
@@ -257,9 +259,13 @@ def save_folder(
         discard_files(staged)
         raise
     publish_files(staged)
-    target.index.rows, target.index.names = rows, names
-    target.index.counter = state["trajectory_counter"]
+    target.index.replace(rows, names)
+    target.index.counter = max([state["trajectory_counter"], *(n + 1 for n in names)])
+    target.index.seed = seed
+    target.index.size = state["size"]
+    target.index.total_samples = state["total_samples"]
     target.index.generator = state["generator"]
+    target.index.more_generator = state["more_generator"]
     target.write_index()
 
 

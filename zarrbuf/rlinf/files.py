@@ -19,12 +19,11 @@ from typing import Any, Final
 
 import torch
 
-from zarrbuf.archive.spec import DICT_FIELDS, TENSOR_FIELDS
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import FormatError, NotFoundError, StorageError
 from zarrbuf.rlinf.index import FileFormat
 from zarrbuf.rlinf.safe_pickle.allowlist import parse_pickle
-from zarrbuf.trajectory.trajectory import Trajectory
+from zarrbuf.trajectory.trajectory import KNOWN_FIELDS, Trajectory, make_trajectory
 
 _SPARE_BYTES: Final = 64 << 20
 
@@ -49,11 +48,30 @@ def read_trajectory_file(path: str | os.PathLike[str]) -> Trajectory:
         raise
     except OSError as exc:
         raise StorageError(f"cannot read {file}: {exc.strerror or exc}") from exc
-    allowed = {"max_episode_length", "model_weights_id", *TENSOR_FIELDS, *DICT_FIELDS}
-    if not isinstance(value, dict) or not set(value) <= allowed:
-        odd = sorted(map(str, set(value) - allowed)) if isinstance(value, dict) else ""
-        raise FormatError(f"{file}: not a trajectory of RLinf; unknown fields: {odd}")
-    return Trajectory(**value)
+    if not isinstance(value, dict):
+        raise FormatError(
+            f"{file}: not a trajectory of RLinf: it holds a {type(value).__name__}"
+        )
+    odd = [name for name, one in value.items() if not _may_be_field(name, one)]
+    if odd:
+        raise FormatError(
+            f"{file}: not a trajectory of RLinf; unknown fields: "
+            f"{sorted(map(str, odd))}"
+        )
+    empty = {n for n, one in value.items() if n not in KNOWN_FIELDS and _is_empty(one)}
+    return make_trajectory({n: one for n, one in value.items() if n not in empty})
+
+
+def _is_empty(value: object) -> bool:
+    return value is None or (isinstance(value, dict) and not value)
+
+
+def _may_be_field(name: object, value: object) -> bool:
+    """Whether it is one of RLinf's fields, or a tensor or nothing of another name."""
+    if name in KNOWN_FIELDS:
+        return True
+    is_known_kind = isinstance(value, torch.Tensor) or _is_empty(value)
+    return isinstance(name, str) and is_known_kind
 
 
 def _read_pt(file: Path) -> Any:

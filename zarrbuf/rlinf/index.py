@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from zarrbuf.archive.spec import is_weights_id
 from zarrbuf.archive.zarr_json import parse_json
+from zarrbuf.common.arguments import as_whole_number
 from zarrbuf.errors import FormatError, InvalidInputError, NotFoundError, StorageError
 from zarrbuf.manifest.rows import MAX_SAMPLES, UNKNOWN_SCHEMA, Row
 
@@ -36,19 +38,51 @@ class RlinfIndex:
 
     Attributes:
         file_format: "pt" or "pkl".
-        seed: seed of the generator.
+        seed: seed of the generator; None if it is not told.
         counter: id of the next trajectory.
-        rows: one a trajectory, in order of the list.
-        names: trajectory id -> file name.
+        rows: one a trajectory whose file is there, in order of the list.
+        names: trajectory id -> file name, of these.
+        evicted: trajectories of the list whose files are not there: RLinf lists what it
+            has let go of.
+        order: all ids of the list, those of evicted ones too.
+        size: trajectories ever in the buffer; None for those of the list.
+        total_samples: of these.
         generator: state of the generator, if zarrbuf wrote the folder.
+        more_generator: that of the second one.
     """
 
     file_format: FileFormat
-    seed: int = 1234
+    seed: int | None = 1234
     counter: int = 0
     rows: list[Row] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
+    evicted: list[Row] = field(default_factory=list)
+    order: list[int] = field(default_factory=list)
+    size: int | None = None
+    total_samples: int | None = None
     generator: str | None = None
+    more_generator: str | None = None
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Trajectories ever in the buffer, and their samples."""
+        listed = [*self.rows, *self.evicted]
+        samples = sum(row.num_samples for row in listed)
+        size = len(listed) if self.size is None else self.size
+        return size, samples if self.total_samples is None else self.total_samples
+
+    def append(self, row: Row, name: str) -> None:
+        """Add a trajectory, and count it."""
+        size, total_samples = self.counts
+        self.size, self.total_samples = size + 1, total_samples + row.num_samples
+        self.rows.append(row)
+        self.order.append(row.trajectory_id)
+        self.names[row.trajectory_id] = name
+
+    def replace(self, rows: Sequence[Row], names: Mapping[int, str]) -> None:
+        """List other trajectories; what was counted stays."""
+        self.rows, self.names, self.evicted = list(rows), dict(names), []
+        self.order = [row.trajectory_id for row in rows]
 
 
 def trajectory_name(trajectory_id: int, model_weights_id: str, suffix: str) -> str:
@@ -99,25 +133,66 @@ def read_index(path: str | os.PathLike[str]) -> RlinfIndex:
     if len(set(map(str, ids))) != len(ids):
         raise FormatError(f"{where}: trajectory_id_list names an id twice")
     files = list_files(folder)
-    rows, names = [], {}
+    where_metadata = str(folder / METADATA_NAME)
+    found = RlinfIndex(file_format, seed=_seed(metadata, where=where_metadata))
     for number in ids:
         row = _parse_entry(number, entries, where=where)
-        names[number] = _find_file(files, row, folder)
-        rows.append(_identify(row, folder / names[number]))
-    highest = max((row.trajectory_id for row in rows), default=-1)
+        found.order.append(number)
+        file = _find_file(files, row)
+        if file is None:
+            found.evicted.append(row)
+            continue
+        found.names[number] = file
+        found.rows.append(_identify(row, folder / file))
+    _check_newest(found, folder)
+    next_id = max(found.order, default=-1) + 1
+    found.counter = _integer(
+        metadata, "trajectory_counter", next_id, where=where_metadata
+    )
+    if found.counter < next_id:
+        raise FormatError(
+            f"{where_metadata}: trajectory_counter is {found.counter}, and trajectory "
+            f"{next_id - 1} is listed, which the next one would overwrite; zarrbuf "
+            "repair mends it"
+        )
+    size, total_samples = found.counts
+    found.size = max(size, _integer(metadata, "size", size, where=where_metadata))
+    found.total_samples = max(
+        total_samples,
+        _integer(metadata, "total_samples", total_samples, where=where_metadata),
+    )
     extra = metadata.get("zarrbuf")
-    return RlinfIndex(
-        file_format,
-        seed=_integer(metadata, "seed", 1234, where=str(folder / METADATA_NAME)),
-        counter=max(
-            highest + 1,
-            _integer(
-                metadata, "trajectory_counter", 0, where=str(folder / METADATA_NAME)
-            ),
-        ),
-        rows=rows,
-        names=names,
-        generator=extra.get("generator") if isinstance(extra, dict) else None,
+    if isinstance(extra, dict):
+        found.generator = extra.get("generator")
+        found.more_generator = extra.get("more_generator")
+    return found
+
+
+def _seed(metadata: Mapping[str, Any], *, where: str) -> int | None:
+    if metadata.get("seed") is None:
+        return None
+    return _integer(metadata, "seed", 0, where=where)
+
+
+def _check_newest(index: RlinfIndex, folder: Path) -> None:
+    """Refuse an index whose newest trajectory has no file: none evicts that.
+
+    Raises:
+        NotFoundError: naming the files that are missing.
+    """
+    absent = {row.trajectory_id: row for row in index.evicted}
+    if index.order and index.order[-1] in absent:
+        missing = list(itertools.takewhile(lambda n: n in absent, index.order[::-1]))
+        raise missing_files([absent[number] for number in missing[::-1]], folder)
+
+
+def missing_files(rows: Sequence[Row], folder: Path) -> NotFoundError:
+    """Return the error for files that are needed and not there."""
+    names = [f"trajectory_{row.trajectory_id}_{row.model_weights_id}" for row in rows]
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return NotFoundError(
+        f"{folder}: the index lists {shown}, but no such file is there ({len(rows)} in "
+        "all); zarrbuf repair makes an index of what is there"
     )
 
 
@@ -125,16 +200,17 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return parse_json(path.read_bytes(), where=str(path))
     except FileNotFoundError as exc:
-        raise FormatError(f"{path} is missing") from exc
+        raise NotFoundError(f"{path} is missing") from exc
     except OSError as exc:
         raise StorageError(f"cannot read {path}: {exc.strerror}") from exc
 
 
 def _integer(value: Mapping[str, Any], key: str, default: int, *, where: str) -> int:
     found = value.get(key, default)
-    if type(found) is not int or abs(found) >= MAX_NUMBER:
+    number = as_whole_number(found)
+    if number is None or abs(number) >= MAX_NUMBER:
         raise FormatError(f"{where}: {key} is {found!r:.40}, not a whole number")
-    return found
+    return number
 
 
 def _identify(row: Row, path: Path) -> Row:
@@ -170,7 +246,10 @@ def _parse_entry(number: Any, entries: Mapping[str, Any], *, where: str) -> Row:
             f"{where}: entry {number} is {entry!r:.200}; needed are shape [T, B, ...], "
             "num_samples = T * B and model_weights_id"
         )
-    length = _integer(entry, "max_episode_length", 0, where=f"{where}: entry {number}")
+    length = None
+    if entry.get("max_episode_length", 0) is not None:
+        here = f"{where}: entry {number}"
+        length = _integer(entry, "max_episode_length", 0, where=here)
     return Row(
         uuid="0" * 32,
         trajectory_id=number,
@@ -207,19 +286,14 @@ def weights_id_of(name: str) -> str:
     return match[2] if match else ""
 
 
-def _find_file(files: Mapping[int, list[str]], row: Row, folder: Path) -> str:
+def _find_file(files: Mapping[int, list[str]], row: Row) -> str | None:
     """Return the file of a trajectory; its weights id may differ from the index."""
     names = files.get(row.trajectory_id, [])
     for suffix in FILE_FORMATS:
         name = trajectory_name(row.trajectory_id, row.model_weights_id, suffix)
         if name in names:
             return name
-    if not names:
-        raise NotFoundError(
-            f"{folder}: the index lists trajectory {row.trajectory_id}, but no file "
-            f"trajectory_{row.trajectory_id}_* is there"
-        )
-    return names[0]
+    return names[0] if names else None
 
 
 def index_entry(row: Row) -> dict[str, Any]:
@@ -235,16 +309,22 @@ def index_entry(row: Row) -> dict[str, Any]:
 
 def encode_index(index: RlinfIndex) -> tuple[bytes, bytes]:
     """Return `metadata.json` and `trajectory_index.json`."""
+    size, total_samples = index.counts
     metadata: dict[str, Any] = {
         "trajectory_format": index.file_format,
-        "size": len(index.rows),
-        "total_samples": sum(row.num_samples for row in index.rows),
+        "size": size,
+        "total_samples": total_samples,
         "trajectory_counter": index.counter,
-        "seed": index.seed,
     }
-    if index.generator is not None:
-        metadata["zarrbuf"] = {"generator": index.generator}
-    entries = {str(row.trajectory_id): index_entry(row) for row in index.rows}
-    ids = [row.trajectory_id for row in index.rows]
-    listing = {"trajectory_index": entries, "trajectory_id_list": ids}
+    if index.seed is not None:
+        metadata["seed"] = index.seed
+    states = {"generator": index.generator, "more_generator": index.more_generator}
+    known = {name: state for name, state in states.items() if state is not None}
+    if known:
+        metadata["zarrbuf"] = known
+    rows = {row.trajectory_id: row for row in [*index.rows, *index.evicted]}
+    listing = {
+        "trajectory_index": {str(n): index_entry(rows[n]) for n in index.order},
+        "trajectory_id_list": index.order,
+    }
     return json.dumps(metadata).encode(), json.dumps(listing).encode()

@@ -255,21 +255,3 @@ def _places(
         step, env = np.divmod(flat[here], span.num_envs[found])
         place[here] += env * span.num_steps[found] + step
     return place
-
-
-def partition(num_items: int, rank: int, world_size: int) -> tuple[int, int]:
-    """Return the half-open range of items that one of several ranks takes.
-
-    Parts are contiguous; the first `num_items % world_size` ranks get one more.
-
-    Raises:
-        InvalidInputError: if `rank` is not in [0, world_size).
-    """
-    if world_size < 1 or not 0 <= rank < world_size:
-        raise InvalidInputError(
-            f"local_rank is {rank} and world_size {world_size}; "
-            "0 <= local_rank < world_size is needed"
-        )
-    size, extra = divmod(num_items, world_size)
-    start = rank * size + min(rank, extra)
-    return start, start + size + (1 if rank < extra else 0)

@@ -21,6 +21,7 @@ import torch
 
 from zarrbuf.common.background import BackgroundThread
 from zarrbuf.sampling.batch_reader import BatchReader
+from zarrbuf.sampling.draws import Draws
 from zarrbuf.sampling.index_map import IndexMap, IntArray, plan_batch
 from zarrbuf.sampling.window import Window
 from zarrbuf.storage.fetching import FetchCost, fetch_whole
@@ -67,7 +68,7 @@ class Prefetcher:
 
     def _forget(self) -> None:
         self._ahead: deque[_Planned] = deque()
-        self._expected: torch.Generator | None = None  # after the last one planned
+        self._expected: Draws | None = None  # after the last one planned
         # Of the last batch; windows are not kept, since they hold memory.
         self._last: tuple[IndexMap, int] | None = None
         self._newest_of: IndexMap | None = None
@@ -111,7 +112,7 @@ class Prefetcher:
 
     def plan_next(
         self,
-        generator: torch.Generator,
+        draws: Draws,
         count: int,
         window: Window,
         *,
@@ -120,7 +121,7 @@ class Prefetcher:
         """Have the chunks of the next batches fetched, after two of one size.
 
         Args:
-            generator: where it stands after the batch that was drawn now.
+            draws: where they stand after the batch that was drawn now.
             count: samples of that batch.
             window: drawn from.
             batch_bytes: what the chunks of that batch took; ahead is fetched what has
@@ -132,16 +133,15 @@ class Prefetcher:
                 self._drop_plans()
                 return
             if self._expected is None:
-                self._expected = torch.Generator()
-                self._expected.set_state(generator.get_state())
+                self._expected = draws.copy()
             total = window.index.total_samples
             while len(self._ahead) < depth:
-                draws = torch.randint(0, total, (count,), generator=self._expected)
-                plan = plan_batch(draws.numpy(), window.index)
+                samples = self._expected.draw(total, count)
+                plan = plan_batch(samples.numpy(), window.index)
                 fetching = functools.partial(
                     self._reader.fetch_batch, plan, window.fields, window
                 )
-                self._ahead.append(_Planned(draws, self._thread.submit(fetching)))
+                self._ahead.append(_Planned(samples, self._thread.submit(fetching)))
 
     def _depth_for(self, window: Window, count: int, batch_bytes: int) -> int:
         """Return how many batches are fetched ahead now."""

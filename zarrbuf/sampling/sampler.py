@@ -10,12 +10,11 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any, Final
 
-import torch
-
-from zarrbuf.common.arguments import check_whole_number
-from zarrbuf.errors import EmptyBufferError
+from zarrbuf.common.arguments import as_whole_number, check_whole_number
+from zarrbuf.errors import EmptyBufferError, NothingAskedError
 from zarrbuf.sampling.batch_reader import BatchReader
 from zarrbuf.sampling.batches import BatchMemory, arrays_of, new_batch
+from zarrbuf.sampling.draws import Draws
 from zarrbuf.sampling.index_map import plan_batch
 from zarrbuf.sampling.prefetch import Prefetcher
 from zarrbuf.sampling.stats import ReadStats
@@ -40,7 +39,7 @@ class Sampler:
         self,
         count: int,
         find_window: Callable[[], Window],
-        generator: torch.Generator,
+        draws: Draws,
         out: Any,
     ) -> dict[str, Any]:
         """Do what `TrajectoryReplayBuffer.sample` says.
@@ -48,10 +47,11 @@ class Sampler:
         Args:
             count: samples.
             find_window: gives what is drawn from; finding its fields may take time.
-            generator: torch's.
+            draws: the random numbers.
             out: a batch to fill again, or None.
         """
-        count = check_whole_number("num_chunks", count, minimum=1, maximum=MAX_BATCH)
+        if type(count) is not int or not 0 < count <= MAX_BATCH:
+            count = check_count(count)
         started = perf_counter()
         window = find_window()
         total, fields = window.index.total_samples, window.fields
@@ -64,19 +64,34 @@ class Sampler:
             arrays, batch = new_batch(fields, count, self._memory)
         else:
             arrays, batch = arrays_of(out, fields, count), out
-        draws = torch.randint(0, total, (count,), generator=generator)
+        samples = draws.draw(total, count)
         any_big = any(field.spec.is_big for field in fields)
-        plan = plan_batch(draws.numpy(), window.index, in_place_order=any_big)
+        plan = plan_batch(samples.numpy(), window.index, in_place_order=any_big)
         planned = perf_counter()
         stats.plan_seconds = planned - started
         if window.is_remote:
-            self._prefetcher.wait_for(draws, window)
+            self._prefetcher.wait_for(samples, window)
             stats.fetch_seconds = perf_counter() - planned
         self._reader.read_batch(plan, arrays, fields, window, stats)
         if window.is_remote:
             self._prefetcher.fetch_newest(window)
             self._prefetcher.plan_next(
-                generator, count, window, batch_bytes=stats.bytes_read
+                draws, count, window, batch_bytes=stats.bytes_read
             )
         self._reader.stats.add(stats)
         return batch
+
+
+def check_count(count: Any) -> int:
+    """Return a number of samples as an int.
+
+    Raises:
+        NothingAskedError: if it is 0 or less, which RLinf answers by an assertion.
+        InvalidInputError: if it is no whole number, or too large.
+    """
+    number = as_whole_number(count)
+    if number is not None and number <= 0:
+        raise NothingAskedError(
+            f"num_chunks is {count!r}; a whole number from 1 to {MAX_BATCH} is needed"
+        )
+    return check_whole_number("num_chunks", count, minimum=1, maximum=MAX_BATCH)

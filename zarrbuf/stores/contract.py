@@ -14,6 +14,7 @@ from typing import Any
 from zarrbuf.archive.spec import Schema
 from zarrbuf.manifest.row_table import Stretch
 from zarrbuf.manifest.rows import Row, Rows
+from zarrbuf.manifest.selection import partition
 from zarrbuf.manifest.snapshot import schema_id
 from zarrbuf.rlinf.index import trajectory_name
 from zarrbuf.storage.fetching import FetchCost
@@ -52,6 +53,23 @@ class NewTrajectory:
             tags=encoded.tags,
         )
         return cls(row, encoded)
+
+
+@dataclass(frozen=True)
+class Portion:
+    """What a buffer loads of a store.
+
+    Attributes:
+        listed: the rows, those that are there.
+        num_trajectories: all that were ever in it, those evicted since too.
+        total_samples: of these.
+        next_trajectory_id: the id of the next one.
+    """
+
+    listed: Stretch
+    num_trajectories: int
+    total_samples: int
+    next_trajectory_id: int
 
 
 def known_name(row: Row, suffix: str = "zarr") -> str:
@@ -162,6 +180,36 @@ class TrajectoryStore(abc.ABC):
         """Return what goes on opening the rows listed now, whatever happens here."""
         return self
 
+    def portion(self, rank: int, world_size: int, *, window_size: int) -> Portion:
+        """Return the part of `rank`: contiguous, the first ones get one more.
+
+        Args:
+            rank: in [0, world_size).
+            world_size: number of parts.
+            window_size: trajectories that will be drawn from, the newest; 0 for all.
+
+        Raises:
+            InvalidInputError: if the rank is not allowed.
+            NotFoundError: if a trajectory that will be drawn from is not there.
+        """
+        whole = self.listed
+        listed = whole.part(*partition(len(whole), rank, world_size))
+        ids, samples = listed.trajectory_ids, listed.rows.column("num_samples")
+        next_id = int(ids.max(initial=-1)) + 1
+        count, total = len(listed), int(samples.sum())
+        if world_size == 1:
+            next_id = max(next_id, self.next_trajectory_id)
+            state = self.state or {}
+            counter = state.get("trajectory_counter")
+            if type(counter) is int:
+                next_id = max(next_id, counter)
+                # What a run had evicted when it saved is listed nowhere.
+                later = ids >= counter
+                count = max(count, _number(state, "size") + int(later.sum()))
+                more = int(samples[later].sum())
+                total = max(total, _number(state, "total_samples") + more)
+        return Portion(listed, count, total, next_id)
+
     def is_same(self, other: TrajectoryStore) -> bool:
         """Whether two stores list the same buffer."""
         return self is other
@@ -178,3 +226,9 @@ class TrajectoryStore(abc.ABC):
     def seed(self) -> int | None:
         """The seed that draws from these trajectories started with."""
         return None
+
+
+def _number(state: Mapping[str, Any], name: str) -> int:
+    """Return a count that a run kept, 0 if it kept none."""
+    value = state.get(name)
+    return value if type(value) is int else 0

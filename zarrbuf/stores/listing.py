@@ -97,6 +97,7 @@ def list_buffer(
             "bytes": size,
             "seed": index.seed,
             "next_trajectory_id": index.counter,
+            "num_evicted": len(index.evicted),
         }
         return Listing(storage.url, index.file_format, Rows.of(index.rows), details)
     log = open_log(storage, version=version)

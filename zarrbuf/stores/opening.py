@@ -49,6 +49,13 @@ def check_format(name: str, value: str) -> str:
     return value
 
 
+def format_at(storage: Storage) -> str | None:
+    """Return the format of what lies on a storage, None if nothing does."""
+    if isinstance(storage, LocalStorage) and is_rlinf_folder(storage.root):
+        return RlinfStore.open(storage.root).suffix
+    return "zarr" if storage.exists(ROOT_NAME) else None
+
+
 def default_path() -> str:
     """Return where a buffer saves to that is not told.
 

@@ -7,10 +7,13 @@ archive within its bound. The files themselves are the business of `rlinf.files`
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
 
 from zarrbuf.archive.spec import Schema
 from zarrbuf.errors import (
@@ -21,6 +24,7 @@ from zarrbuf.errors import (
 )
 from zarrbuf.manifest.row_table import RowTable, Stretch
 from zarrbuf.manifest.rows import Row, Rows
+from zarrbuf.manifest.selection import partition
 from zarrbuf.rlinf.files import (
     encode_trajectory_file,
     read_trajectory_file,
@@ -34,13 +38,16 @@ from zarrbuf.rlinf.index import (
     encode_index,
     is_rlinf_folder,
     list_files,
+    missing_files,
     read_index,
     trajectory_name,
 )
-from zarrbuf.stores.contract import NewTrajectory, TrajectoryStore
+from zarrbuf.stores.contract import NewTrajectory, Portion, TrajectoryStore
 from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.encoding import encode_trajectory, trajectory_shape
 from zarrbuf.trajectory.trajectory import Trajectory, decode_trajectory
+
+_LOG: Final = logging.getLogger("zarrbuf")
 
 
 class RlinfStore(TrajectoryStore):
@@ -121,8 +128,43 @@ class RlinfStore(TrajectoryStore):
 
     @property
     def state(self) -> Mapping[str, Any] | None:  # noqa: D102
-        generator = self.index.generator
-        return None if generator is None else {"generator": generator}
+        index = self.index
+        size, total_samples = index.counts
+        state: dict[str, Any] = {}
+        if index.generator is not None:
+            state["generator"] = index.generator
+        if index.more_generator is not None:
+            state["more_generator"] = index.more_generator
+        if not state and size == len(index.rows):
+            return None
+        counts = {"size": size, "total_samples": total_samples}
+        return {**state, "trajectory_counter": index.counter, **counts}
+
+    def portion(  # noqa: D102
+        self, rank: int, world_size: int, *, window_size: int
+    ) -> Portion:
+        order = self.index.order
+        start, stop = partition(len(order), rank, world_size)
+        absent = {row.trajectory_id: row for row in self.index.evicted}
+        window = order[max(start, stop - window_size) if window_size else start : stop]
+        missing = [absent[number] for number in window if number in absent]
+        if missing:
+            raise missing_files(missing, self.folder)
+        gone = np.cumsum([0, *(number in absent for number in order)]).tolist()
+        whole = self.listed
+        listed = whole.part(start - gone[start], stop - gone[stop])
+        if gone[stop] > gone[start]:
+            _LOG.warning(
+                "%s: %d of %d trajectories were evicted before it was saved; they are "
+                "counted and not drawn",
+                *(self.folder, gone[stop] - gone[start], stop - start),
+            )
+        if world_size == 1:
+            return Portion(listed, *self.index.counts, self.index.counter)
+        samples = sum(absent[n].num_samples for n in order[start:stop] if n in absent)
+        total = listed.total_samples + samples
+        next_id = max(order[start:stop], default=-1) + 1
+        return Portion(listed, stop - start, total, next_id)
 
     @property
     def seed(self) -> int | None:  # noqa: D102
@@ -189,8 +231,7 @@ class RlinfStore(TrajectoryStore):
         self._schemas[row.uuid] = item.encoded.header.schema
         self._paths[row.uuid] = self.folder / name
         self._table = self._table.appended(Rows.of([row]))
-        self.index.rows.append(row)
-        self.index.names[number] = name
+        self.index.append(row, name)
         self.index.counter = number + 1
 
     def write_index(self) -> None:
@@ -205,8 +246,8 @@ class RlinfStore(TrajectoryStore):
 
     def remove_all(self, *, reason: str) -> None:
         """Take every row off the index; the files stay where they are."""
-        self.index.rows = []
-        self.index.names = {}
+        index = self.index
+        self.index = RlinfIndex(index.file_format, index.seed, index.counter)
         self._table = RowTable.empty()
         self.write_index()
 
@@ -220,9 +261,9 @@ class RlinfStore(TrajectoryStore):
         self.index = read_index(self.folder)  # another process may have appended
         names = self.index.names
         gone = {n: name for n, name in wanted.items() if names.get(n) == name}
-        for number in gone:
-            del names[number]
-        self.index.rows = [r for r in self.index.rows if r.trajectory_id not in gone]
+        rows = [row for row in self.index.rows if row.trajectory_id not in gone]
+        left = {number: name for number, name in names.items() if number not in gone}
+        self.index.replace(rows, left)
         self._table = RowTable.of(Rows.of(self.index.rows))
         self.write_index()
         for name in gone.values():

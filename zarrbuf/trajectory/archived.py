@@ -22,6 +22,7 @@ from zarrbuf.archive.spec import (
     Schema,
     array_shape,
     batch_fields,
+    is_nested,
     is_staged,
     is_weights_id,
     parse_schema,
@@ -52,7 +53,7 @@ class TrajectoryHeader:
         uuid: 32 hex digits.
         num_steps: `T`.
         num_envs: `B`.
-        max_episode_length: steps.
+        max_episode_length: steps; None if it was not told.
         model_weights_id: the policy that drove it.
         schema: field path -> spec.
         non_tensor: values that are no tensors, as a tree of JSON values.
@@ -61,7 +62,7 @@ class TrajectoryHeader:
     uuid: str
     num_steps: int
     num_envs: int
-    max_episode_length: int
+    max_episode_length: int | None
     model_weights_id: str
     schema: Schema
     non_tensor: Mapping[str, Any]
@@ -217,15 +218,16 @@ def _parse_header(attributes: Mapping[str, Any], *, name: str) -> TrajectoryHead
         "uuid": str,
         "T": int,
         "B": int,
-        "max_episode_length": int,
+        "max_episode_length": int | None,
         "model_weights_id": str,
         "fields": dict,
     }
     for key, kind in expected.items():
-        if type(value.get(key)) is not kind:
+        found = value.get(key)
+        if key not in value or isinstance(found, bool) or not isinstance(found, kind):
             raise FormatError(
-                f"{name}: attribute zarrbuf.{key} is {value.get(key)!r:.80}, "
-                f"not of type {kind.__name__}"
+                f"{name}: attribute zarrbuf.{key} is {found!r:.80}, not of type "
+                f"{getattr(kind, '__name__', kind)}"
             )
     non_tensor = attributes.get("non_tensor", {})
     if (
@@ -274,9 +276,9 @@ def _check_fields(
 
 def _fits(info: ArrayInfo, spec: FieldSpec, header: TrajectoryHeader) -> bool:
     if spec.rows == "whole":
-        return len(info.shape) < 2 and not info.staged
+        return not info.staged and (len(info.shape) < 2 or is_nested(info.field))
     axis = 1 if info.staged else 0
-    if len(info.shape) < axis + 2:
+    if len(info.shape) < axis + 2 or is_nested(info.field):
         return False
     num_rows = info.shape[axis]
     expected = array_shape(
@@ -288,6 +290,6 @@ def _fits(info: ArrayInfo, spec: FieldSpec, header: TrajectoryHeader) -> bool:
         and info.time_name == time_dimension(spec.rows, num_rows, header.num_steps)
         and (
             extra == 0
-            or (spec.rows != "step" and extra > 0 and header.num_steps % extra == 0)
+            or (extra > 0 and (spec.rows == "step" or header.num_steps % extra == 0))
         )
     )

@@ -6,7 +6,6 @@ Nothing of the caller's memory is kept. No I/O.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Mapping
@@ -30,6 +29,8 @@ from zarrbuf.archive.spec import (
     FieldSpec,
     batch_fields,
     encode_key,
+    is_nested,
+    is_own_name,
     is_weights_id,
 )
 from zarrbuf.archive.zarr_json import (
@@ -39,11 +40,19 @@ from zarrbuf.archive.zarr_json import (
     parse_json,
     time_dimension,
 )
+from zarrbuf.common.arguments import as_whole_number
 from zarrbuf.common.thread_pool import Workers
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.trajectory.archived import TrajectoryArchive, TrajectoryHeader
 from zarrbuf.trajectory.summaries import summarize
-from zarrbuf.trajectory.trajectory import Tensor, flatten_trajectory, to_tensor
+from zarrbuf.trajectory.trajectory import (
+    KNOWN_FIELDS,
+    Tensor,
+    Trajectory,
+    fields_of,
+    flatten_trajectory,
+    to_tensor,
+)
 
 MAX_CHUNK_BYTES: Final = 2**31 - 17
 MAX_DIMS: Final = 31
@@ -154,13 +163,16 @@ def _tags(arrays: Mapping[str, FieldArray], num_steps: int) -> dict[str, Any]:
     return summarize(fields, num_steps)
 
 
-def _max_episode_length(trajectory: Any) -> int:
+def _max_episode_length(trajectory: Any) -> int | None:
     value = getattr(trajectory, "max_episode_length", 0)
-    if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 2**63:
+    if value is None:
+        return None
+    number = as_whole_number(value)
+    if number is None or abs(number) >= 2**63:
         raise InvalidInputError(
-            f"max_episode_length is {value!r:.80}; a whole number is needed"
+            f"max_episode_length is {value!r:.80}; a whole number or None is needed"
         )
-    return value
+    return number
 
 
 def _model_weights_id(trajectory: Any) -> str:
@@ -177,7 +189,7 @@ def _collect(trajectory: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Split a trajectory into tensors by field path and a tree of other values."""
     leaves: dict[str, Tensor] = {}
     non_tensor: dict[str, Any] = {}
-    for name in TENSOR_FIELDS:
+    for name in (*TENSOR_FIELDS, *_other_fields(trajectory)):
         value = getattr(trajectory, name, None)
         if value is not None:
             leaves[name] = _as_tensor(value, name)
@@ -187,16 +199,30 @@ def _collect(trajectory: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
             other = _collect_dict(value, name, name, leaves)
             if other is not None:
                 non_tensor[name] = other
-    if dataclasses.is_dataclass(trajectory):
-        known = {"max_episode_length", "model_weights_id"}
-        known.update(TENSOR_FIELDS, DICT_FIELDS)
-        for extra in dataclasses.fields(trajectory):
-            if extra.name not in known and getattr(trajectory, extra.name) is not None:
-                raise InvalidInputError(
-                    f"field {extra.name!r} of {type(trajectory).__name__} is not "
-                    f"known; allowed are {', '.join(sorted(known))}"
-                )
     return leaves, non_tensor
+
+
+def _other_fields(trajectory: Any) -> list[str]:
+    """Return the names of tensors that RLinf's trajectories do not have.
+
+    Raises:
+        InvalidInputError: naming a field that is neither a tensor nor empty.
+    """
+    found = []
+    for name, value in fields_of(trajectory).items():
+        is_empty = value is None or (isinstance(value, Mapping) and not value)
+        if name in KNOWN_FIELDS or is_empty:
+            continue
+        is_free = is_own_name(name) and not hasattr(Trajectory, name)
+        if not isinstance(value, torch.Tensor) or not is_free:
+            raise InvalidInputError(
+                f"field {name!r} of {type(trajectory).__name__} is a "
+                f"{type(value).__name__}; of fields other than "
+                f"{', '.join(sorted(KNOWN_FIELDS))}, tensors can be stored, and what "
+                "is None or an empty dict"
+            )
+        found.append(name)
+    return found
 
 
 def _collect_dict(
@@ -299,7 +325,7 @@ def _check_attributes(attributes: Mapping[str, Any]) -> None:
 def _first_shape(leaves: Mapping[str, Tensor]) -> tuple[int, ...]:
     """Return the shape that gives T and B: RLinf's order, then any other field."""
     preferred = ("prev_logprobs", "rewards")
-    others = sorted(name for name in leaves if name not in EXTRA_ROWS)
+    others = sorted(n for n in leaves if n not in EXTRA_ROWS and not is_nested(n))
     for name in (*preferred, *others):
         if name in leaves and leaves[name].ndim >= 2:
             shape = tuple(leaves[name].shape)
@@ -327,6 +353,7 @@ def _paired(leaves: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, ...]]:
             or other.shape != tensor.shape
             or other.dtype != tensor.dtype
             or tensor.ndim < 2
+            or is_nested(path)
         ):
             paired[path] = (tensor,)
         elif group == "curr_obs":
@@ -340,19 +367,24 @@ def _field_array(
     tensor = tensors[0]
     dtype = str(tensor.dtype).removeprefix("torch.")
     shape = tuple(tensor.shape)
-    if tensor.ndim < 2:
+    if tensor.ndim < 2 or is_nested(path):
         spec = FieldSpec(dtype, (), "whole")
         return spec, FieldArray((_to_numpy(tensor),), dtype)
     rows = EXTRA_ROWS.get(path, "step")
     extra = shape[0] - num_steps
-    if shape[1] != num_envs or (
-        extra and (rows == "step" or extra < 0 or num_steps % extra)
+    is_cut_by_epoch = rows != "step" and extra > 0
+    if (
+        shape[1] != num_envs
+        or extra < 0
+        or (is_cut_by_epoch and num_steps % extra != 0)
     ):
         allowed = f"[{num_steps}, {num_envs}, ...]"
-        if rows != "step":
+        if rows == "step":
+            allowed += ", or with more rows, of which the first are drawn,"
+        else:
             allowed += (
                 f", or {num_steps} + E rows with one extra row at the {rows} of each "
-                f"of E rollout epochs, E a divisor of {num_steps}"
+                f"of E rollout epochs, E a divisor of {num_steps},"
             )
         raise InvalidInputError(f"{path} has shape {list(shape)}; {allowed} is needed")
     spec = FieldSpec(dtype, shape[2:], rows)

@@ -23,7 +23,7 @@ def check_fields(
     """
     for one in fields:
         other = known.get(one.name)
-        if other is not None and other.spec != one.spec:
+        if other is not None and _kind(other) != _kind(one):
             raise InvalidInputError(
                 f"{name}: field {one.name!r} is {_describe(one.spec)}; in the "
                 f"trajectories before it is {_describe(other.spec)}"
@@ -50,6 +50,11 @@ def check_same_fields(schemas: Iterable[tuple[str, Schema]]) -> None:
             known.setdefault(one.name, one)
     if problems:
         raise InvalidInputError("; ".join(dict.fromkeys(problems)))
+
+
+def _kind(field: BatchField) -> tuple[str, tuple[int, ...]]:
+    """Return what has to be the same: where extra rows stand need not be."""
+    return field.spec.dtype, field.spec.shape
 
 
 def _describe(spec: FieldSpec) -> str:

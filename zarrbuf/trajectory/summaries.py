@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from zarrbuf.archive.spec import AnyArray
+from zarrbuf.archive.spec import EXTRA_ROWS, AnyArray, step_rows
 
 _DIGITS: Final = 5
 
@@ -36,6 +36,7 @@ def summarize(
     tags: dict[str, float | int | None] = {}
     rewards = _numbers(fields, "rewards")
     if rewards is not None:
+        rewards = rewards[:num_steps]
         with np.errstate(all="ignore"):  # what is not finite is left out
             total = float(rewards.astype(np.float64).sum())
         tags["mean_return"] = total / rewards.shape[1]
@@ -51,7 +52,7 @@ def summarize(
         tags["intervened"] = float(flags.mean())
     versions = _numbers(fields, "versions")
     if versions is not None and versions.size:
-        tags["weights_version"] = float(versions.max())
+        tags["weights_version"] = float(versions[:num_steps].max())
     return {name: _rounded(value) for name, value in tags.items() if _is_finite(value)}
 
 
@@ -85,13 +86,11 @@ def _numbers(fields: Mapping[str, tuple[AnyArray, str]], name: str) -> AnyArray 
 def _flags(
     fields: Mapping[str, tuple[AnyArray, str]], name: str, num_steps: int
 ) -> AnyArray | None:
-    """Return a field as bool [T, B], less its rows before each rollout epoch."""
+    """Return a field as bool [T, B], less its extra rows."""
     array = _numbers(fields, name)
     if array is None or not array.size:
         return None
     flags: AnyArray = (array != 0).reshape(*array.shape[:2], -1).any(-1)
-    extra = len(flags) - num_steps
-    if extra:
-        flags = flags.reshape(extra, -1, flags.shape[1])[:, 1:]
-    flags = flags.reshape(num_steps, -1)
-    return flags
+    rows = step_rows(EXTRA_ROWS.get(name, "step"), len(flags), num_steps)
+    kept: AnyArray = flags[rows]
+    return kept

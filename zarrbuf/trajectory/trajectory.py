@@ -6,28 +6,36 @@ With `encoding` the one place between torch and the torch-free format; no I/O.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from zarrbuf.archive.spec import (
     DICT_FIELDS,
     STORED_DTYPE,
+    TENSOR_FIELDS,
     AnyArray,
     batch_fields,
     decode_key,
+    is_own_name,
     is_staged,
     step_rows,
 )
 from zarrbuf.errors import FormatError
 from zarrbuf.trajectory.archived import TrajectoryArchive
+from zarrbuf.trajectory.interventions import extract_interventions
 
 Tensor = torch.Tensor
+KNOWN_FIELDS: Final = frozenset(
+    {"max_episode_length", "model_weights_id", *TENSOR_FIELDS, *DICT_FIELDS}
+)
+"""Those of RLinf's trajectories."""
 
 
-@dataclass(kw_only=True, repr=False)
+@dataclass(repr=False)
 class Trajectory:
     """One record of experience, `T` steps of `B` environments.
 
@@ -35,7 +43,7 @@ class Trajectory:
     attributes is accepted wherever a trajectory is.
 
     Attributes:
-        max_episode_length: steps after which an episode is cut.
+        max_episode_length: steps after which an episode is cut; None if not told.
         model_weights_id: the policy that drove it, `{uuid}_{update}` or `{uuid}`.
         actions: [T, B, A].
         intervene_flags: bool [T, B, ...], where a person took over.
@@ -53,7 +61,7 @@ class Trajectory:
         next_obs: observations after each step.
     """
 
-    max_episode_length: int = 0
+    max_episode_length: int | None = 0
     model_weights_id: str = ""
     actions: Tensor | None = None
     intervene_flags: Tensor | None = None
@@ -68,12 +76,28 @@ class Trajectory:
     curr_obs: dict[str, Any] = field(default_factory=dict)
     next_obs: dict[str, Any] = field(default_factory=dict)
 
+    def extract_intervene_traj(self, mode: str = "any") -> list[Trajectory] | None:
+        """Return the steps in which a person took over, a trajectory an environment.
+
+        Args:
+            mode: "any" for the steps of which any number of the action is a person's,
+                "all" for those of which all are.
+
+        Returns:
+            Trajectories [k, 1, ...]; None if there is no such step.
+
+        Raises:
+            InvalidInputError: if the mode is not known, or `intervene_flags` is not
+                [T, B, A].
+        """
+        return extract_interventions(self, mode)
+
     def __repr__(self) -> str:
         """Return what there is and its shapes, not the numbers."""
         parts = [
-            f"{one.name}={_describe(value)}"
-            for one in fields(self)
-            if not _is_absent(value := getattr(self, one.name))
+            f"{name}={_describe(value)}"
+            for name, value in fields_of(self).items()
+            if not _is_absent(value)
         ]
         return f"{type(self).__name__}({', '.join(parts)})"
 
@@ -114,11 +138,42 @@ def decode_trajectory(archive: TrajectoryArchive) -> Trajectory:
     for path, tensor in _stored_tensors(archive):
         if not _put(tree, path, tensor):
             raise FormatError(f"{archive.name}: two values claim the name {path!r}")
-    return Trajectory(
-        max_episode_length=header.max_episode_length,
-        model_weights_id=header.model_weights_id,
-        **tree,
+    return make_trajectory(
+        {
+            "max_episode_length": header.max_episode_length,
+            "model_weights_id": header.model_weights_id,
+            **tree,
+        }
     )
+
+
+def make_trajectory(values: Mapping[str, Any]) -> Trajectory:
+    """Make a trajectory of its fields by name; others than RLinf's are attributes.
+
+    Raises:
+        FormatError: if one has a name that means something else.
+    """
+    known = {name: values[name] for name in KNOWN_FIELDS & set(values)}
+    trajectory = Trajectory(**known)
+    for name in sorted(set(values) - KNOWN_FIELDS):
+        if not is_own_name(name) or hasattr(trajectory, name):
+            raise FormatError(f"a trajectory has no field {name!r:.80}")
+        setattr(trajectory, name, values[name])
+    return trajectory
+
+
+def fields_of(trajectory: Any) -> dict[str, Any]:
+    """Return the fields of a trajectory by name, those that RLinf's do not have too.
+
+    Of objects that are no dataclasses, those that RLinf's trajectories have.
+    """
+    if dataclasses.is_dataclass(trajectory):
+        names = [one.name for one in fields(trajectory)]
+    else:
+        names = sorted(KNOWN_FIELDS)
+    if isinstance(trajectory, Trajectory):
+        names += [name for name in vars(trajectory) if name not in KNOWN_FIELDS]
+    return {name: getattr(trajectory, name, None) for name in names}
 
 
 def _stored_tensors(archive: TrajectoryArchive) -> Iterator[tuple[str, Tensor]]:

@@ -60,6 +60,8 @@ class Verification:
         num_bytes: bytes of the archives or files read.
         num_unreferenced: archives that no row names, left by writers that were killed
             or rows that were removed; no fault.
+        num_evicted: trajectories that a folder of RLinf's lists and its run let go of;
+            no fault.
     """
 
     path: str
@@ -72,6 +74,7 @@ class Verification:
     num_chunks: int = 0
     num_bytes: int = 0
     num_unreferenced: int = 0
+    num_evicted: int = 0
 
     @property
     def is_sound(self) -> bool:
@@ -136,7 +139,7 @@ def _verify_folder(
         store = RlinfStore.open(storage.root)
     except ZarrbufError as exc:
         return Verification(path, "pt", problems=[str(exc)])
-    result = Verification(path, store.suffix)
+    result = Verification(path, store.suffix, num_evicted=len(store.index.evicted))
     verify_rows(store, store.rows, result, deep=deep, progress=progress)
     return result
 

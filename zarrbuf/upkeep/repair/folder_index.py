@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from zarrbuf.archive.spec import is_weights_id
 from zarrbuf.archive.zarr_json import parse_json
+from zarrbuf.common.arguments import as_whole_number
 from zarrbuf.common.jobs import Progress
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import FormatError, StorageError, ZarrbufError
@@ -79,10 +80,13 @@ def rescue_folder(folder: Path, progress: Progress | None = None) -> Rescue:
     if wanted not in FILE_FORMATS:
         wanted = max(FILE_FORMATS, key=formats.count)
     file_format: FileFormat = "pkl" if wanted == "pkl" else "pt"
-    rescue = Rescue(
-        RlinfIndex(file_format, seed=_seed(metadata), generator=_generator(metadata)),
-        problems,
+    index = RlinfIndex(
+        file_format,
+        seed=_seed(metadata),
+        generator=_state(metadata, "generator"),
+        more_generator=_state(metadata, "more_generator"),
     )
+    rescue = Rescue(index, problems)
     for number in beyond:
         rescue.orphans += files.pop(number)
     order = [number for number in old if number in files]
@@ -96,9 +100,13 @@ def rescue_folder(folder: Path, progress: Progress | None = None) -> Rescue:
         _take_in(rescue, folder, number, files[number], old.get(number))
         if progress is not None:
             progress(done, len(order))
-    counter = metadata.get("trajectory_counter")
-    known = counter if type(counter) is int and 0 <= counter < MAX_NUMBER else 0
-    rescue.index.counter = max([known, *(number + 1 for number in files)])
+    # What a run let go of has no file either: it leaves the list and stays counted.
+    size, total_samples = index.counts
+    index.size = max(size, _count(metadata, "size"))
+    index.total_samples = max(total_samples, _count(metadata, "total_samples"))
+    index.counter = max(
+        [_count(metadata, "trajectory_counter"), *(number + 1 for number in files)]
+    )
     if not problems:
         problems += _refused(folder)
     return rescue
@@ -153,16 +161,25 @@ def _read_index(folder: Path, problems: list[str]) -> dict[int, Mapping[str, Any
     return found
 
 
-def _generator(metadata: Mapping[str, Any]) -> str | None:
+def _count(metadata: Mapping[str, Any], name: str) -> int:
+    """Return a number of the old metadata, 0 if there is none that can be."""
+    value = as_whole_number(metadata.get(name))
+    return value if value is not None and 0 <= value < MAX_NUMBER else 0
+
+
+def _state(metadata: Mapping[str, Any], name: str) -> str | None:
     """Return where a run's draws had come to, as `zarrbuf` keeps it."""
     extra = metadata.get("zarrbuf")
-    found = extra.get("generator") if isinstance(extra, dict) else None
+    found = extra.get(name) if isinstance(extra, dict) else None
     return found if isinstance(found, str) else None
 
 
-def _seed(metadata: Mapping[str, Any]) -> int:
-    seed = metadata.get("seed", _DEFAULT_SEED)
-    return seed if type(seed) is int and abs(seed) < MAX_NUMBER else _DEFAULT_SEED
+def _seed(metadata: Mapping[str, Any]) -> int | None:
+    """Return the seed of the old metadata; RLinf's if it cannot be read."""
+    if metadata and metadata.get("seed") is None:
+        return None  # it had none
+    seed = as_whole_number(metadata.get("seed"))
+    return seed if seed is not None and abs(seed) < MAX_NUMBER else _DEFAULT_SEED
 
 
 def _take_in(
@@ -213,8 +230,7 @@ def _take_in(
             row = dataclasses.replace(row, shape=shape)
     else:
         row = dataclasses.replace(row, shape=tuple(entry["shape"]))
-    index.rows.append(row)
-    index.names[number] = chosen
+    index.append(row, chosen)
 
 
 def _first_readable(
