@@ -30,9 +30,9 @@ WINGS = (
     "cli",
 )
 """A wing imports from itself and from those before it."""
-FLAT = {"errors", "schemas", "rlinf_ext", ""}
+FLAT = {"errors", "schemas", "rlinf_ext", "replay_buffer", ""}
 """What lies beside the wings: what a user names in full."""
-ORDER = (*WINGS[:-1], "rlinf_ext", WINGS[-1])
+ORDER = (*WINGS[:-1], "rlinf_ext", WINGS[-1], "replay_buffer")
 WITH_TORCH = WINGS[WINGS.index("trajectory") :]
 LIBRARIES = {
     "fsspec": ["storage"],

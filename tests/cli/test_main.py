@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 from support.batches import leaves
 from support.paths import DATA, ROOT
+from support.trajectories import make_trajectory
 
 import zarrbuf
 from zarrbuf import TrajectoryReplayBuffer
@@ -121,16 +122,32 @@ def test_sample_prints_fields_time_and_bytes(converted: Path) -> None:
     assert small["stats"]["cache_trajectories"] > 0
 
 
-def test_the_toolkit_script_takes_rlinfs_flags(converted: Path) -> None:
-    script = ROOT / "toolkits" / "replay_buffer" / "sample_replay_buffer.py"
-    flags = ["--num-chunks", "4", "--cache-size", "5", "--enable-cache"]
-    done = subprocess.run(
-        [sys.executable, script, "--load-path", converted, *flags],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "4 of 84 samples" in done.stdout
+@pytest.mark.parametrize(
+    "command",
+    [
+        [ROOT / "toolkits" / "replay_buffer" / "sample_replay_buffer.py"],
+        ["-m", "zarrbuf.replay_buffer"],
+    ],
+    ids=["toolkit script", "module"],
+)
+def test_rlinfs_sampling_command_has_its_flags_and_defaults(
+    command: list[Any], tmp_path: Path
+) -> None:
+    with TrajectoryReplayBuffer(auto_save=True, auto_save_path=tmp_path) as buffer:
+        buffer.add_trajectories([make_trajectory(2, 1, seed=n) for n in range(12)])
+
+    def text(*flags: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *command, "--load-path", tmp_path, *flags],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "4 of 20 samples in 10 trajectories" in text()
+    flags = ["--num-chunks", "1024", "--cache-size", "10", "--enable-cache"]
+    assert "1024 of 24 samples in 12" in text(*flags, "--sample-window-size", "0")
 
 
 @pytest.mark.parametrize("kind", ["zarr", "pt"])

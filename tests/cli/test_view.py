@@ -52,9 +52,25 @@ def run(*arguments: Any, check: int = 0, text: str = "") -> Any:
 
 def test_one_image_is_written_without_a_display(buffer: Path, tmp_path: Path) -> None:
     done = run(buffer, "--save-image", "--no-display", "--output", tmp_path / "x.png")
-    assert done.stdout == f"saved to {tmp_path / 'x.png'}\n"
+    assert done.stdout.splitlines() == [
+        f"Loaded replay buffer from {buffer}",
+        "Total trajectories: 2",
+        "Total samples: 15",
+        "Camera view: main_images",
+        "Trajectory IDs: [0, 1]",
+        f"saved to {tmp_path / 'x.png'}",
+    ]
     with Image.open(tmp_path / "x.png") as image:
         assert image.size == (2100, 1200)
+
+
+def test_ten_ids_are_told(tmp_path: Path) -> None:
+    save_recorded(tmp_path / "a", *[(1, 1)] * 12)
+    image = ("--save-image", "--no-display", "--output", tmp_path / "x.png")
+    lines = run(tmp_path / "a", *image, "--camera", "wrist_images").stdout.splitlines()
+    assert "Total trajectories: 12" in lines
+    assert "Camera view: wrist_images" in lines
+    assert "Trajectory IDs: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]..." in lines
 
 
 def test_the_prompt_replaces_the_image(buffer: Path, tmp_path: Path) -> None:
@@ -172,7 +188,7 @@ def test_one_image_of_a_damaged_trajectory_is_written_and_an_error(
     archive_of(buffer, 0).write_bytes(b"no archive")
     output = tmp_path / "x.png"
     done = run(buffer, "--save-image", "--no-display", "--output", output, check=1)
-    assert done.stdout == f"saved to {output}\n"
+    assert done.stdout.endswith(f"\nsaved to {output}\n")
     assert "not all of it could be read: " in done.stderr
     with Image.open(output) as image:
         assert image.size == (2100, 1200)

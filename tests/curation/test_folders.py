@@ -13,9 +13,11 @@ from click.testing import CliRunner
 from support.numbered import files_below, numbered
 from support.paths import DATA
 from support.remote import loaded, memory_url
+from support.trajectories import assert_same_trajectory, make_trajectory
 
 import zarrbuf
 from zarrbuf import TrajectoryReplayBuffer, convert, merge, split
+from zarrbuf.cli.main import main
 from zarrbuf.cli.rlinf_scripts import find_sources, merge_or_split
 from zarrbuf.errors import InvalidInputError, NotFoundError
 from zarrbuf.storage.local import LocalStorage
@@ -218,12 +220,14 @@ def run(*arguments: str | Path, check: int = 0) -> str:
     return done.stdout + done.stderr
 
 
-def test_the_script_merges_ranks_by_number(ranks: list[Path], tmp_path: Path) -> None:
+def test_the_script_merges_ranks_by_name(ranks: list[Path], tmp_path: Path) -> None:
     source = tmp_path / "ranks"
     shutil.copytree(ranks[1], source / "rank_10")
+    (source / "rank_1").rename(source / "rank_2")
     (source / "notes").mkdir()
+    (source / "rank_3").write_text("no folder")
     found = [Path(path).name for path in find_sources(str(source))]
-    assert found == ["rank_0", "rank_1", "rank_10"]
+    assert found == ["rank_0", "rank_10", "rank_2"]
     before = files_below(source)
     text = run("--source-path", source, "--save-path", tmp_path / "all")
     assert "7 trajectories, 224 samples" in text
@@ -231,6 +235,34 @@ def test_the_script_merges_ranks_by_number(ranks: list[Path], tmp_path: Path) ->
     run("--source-path", source, "--save-path", tmp_path / "moved", "--move")
     assert files_below(tmp_path / "moved") == files_below(tmp_path / "all")
     assert not list(source.glob("rank_*/*.pt"))
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "taken"),
+    [
+        (["rank_0", "rank_10", "rank_2"], [], ["rank_0", "rank_2", "rank_10"]),
+        (["rank_0", "rank_10", "rank_2"], ["--keep-order"], None),
+        (["rank_2", "rank_10", "rank_0"], [], None),  # somebody's own order
+        (["other", "rank_10", "rank_2"], [], None),
+        (["rank_0", "rank_2"], [], None),
+    ],
+)
+def test_the_command_merges_ranks_by_number(
+    given: list[str], options: list[str], taken: list[str] | None, tmp_path: Path
+) -> None:
+    for number, name in enumerate(given):
+        with TrajectoryReplayBuffer(
+            auto_save=True, auto_save_path=tmp_path / name
+        ) as buffer:
+            buffer.add_trajectories([make_trajectory(2, 1, seed=number)])
+    paths = [str(tmp_path / name) for name in given]
+    done = CliRunner().invoke(main, ["merge", *options, *paths, str(tmp_path / "all")])
+    assert done.exit_code == 0, done.output
+    assert ("sources go by number" in done.stderr) == (taken is not None)
+    merged = loaded(str(tmp_path / "all"))
+    for number, name in enumerate(taken or given):
+        expected = make_trajectory(2, 1, seed=given.index(name))
+        assert_same_trajectory(merged.load_trajectory(number), expected)
 
 
 def test_the_script_splits(ranks: list[Path], tmp_path: Path) -> None:

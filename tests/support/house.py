@@ -68,7 +68,7 @@ def against_the_order(sources: Sources, wings: Sequence[str]) -> list[str]:
         if wing_of(name) not in rank:
             continue
         for other, line in own_imports(name, text).items():
-            if not other and wing_of(name) == wings[-1]:
+            if not other and wing_of(name) == "cli":
                 continue  # commands call what Python calls, by its public names
             is_package = any(name.startswith(f"{other}.") for name in sources)
             if other not in sources or not other or is_package:

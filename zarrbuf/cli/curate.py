@@ -5,6 +5,7 @@ One command, one call, then text or JSON.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -36,6 +37,11 @@ _PIN_OPTION: Final = click.option(
 
 @click.command()
 @click.argument("paths", metavar="SOURCE... DEST", nargs=-1, required=True)
+@click.option(
+    "--keep-order",
+    is_flag=True,
+    help="Sources as they are named; else rank_10 of `rank_*` comes after rank_2.",
+)
 @_MODE_OPTION
 @_PIN_OPTION
 @STORAGE_OPTION
@@ -43,6 +49,7 @@ _PIN_OPTION: Final = click.option(
 @JSON_OPTION
 def merge(
     paths: tuple[str, ...],
+    keep_order: bool,
     mode: str,
     no_pin: bool,
     storage_options: dict[str, Any],
@@ -52,10 +59,13 @@ def merge(
     """Make one buffer at DEST of several, by id and then by SOURCE."""
     if len(paths) < 2:
         raise click.UsageError("name at least one SOURCE and the DEST")
+    *sources, destination = paths
+    if not keep_order:
+        sources = _sort_ranks(sources)
     with show_progress("merge") as progress:
         done = zarrbuf.merge(
-            paths[:-1],
-            paths[-1],
+            sources,
+            destination,
             mode=mode,
             pin=not no_pin,
             storage_options=storage_options,
@@ -63,6 +73,22 @@ def merge(
             progress=progress,
         )
     _report([done], as_json=as_json)
+
+
+def _sort_ranks(sources: list[str]) -> list[str]:
+    """Return rank folders by number, where a shell has sorted them by name."""
+    numbers = [re.search(r"(?:^|/)rank_(\d+)/*$", path) for path in sources]
+    if not all(numbers) or sources != sorted(sources):
+        return sources
+    keys = [int(found[1]) for found in numbers if found]
+    by_number = [path for _, path in sorted(zip(keys, sources, strict=True))]
+    if by_number != sources:
+        click.echo(
+            "sources go by number, rank_2 before rank_10; --keep-order takes them as "
+            "they are named",
+            err=True,
+        )
+    return by_number
 
 
 @click.command()

@@ -8,19 +8,31 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Sequence
+from typing import Final
 
 import click
 
 from zarrbuf.cli.main import main as zarrbuf_main
 
+_SAMPLE_DEFAULTS: Final = {"num_chunks": 4, "sample_window_size": 10}
+"""Where RLinf's differ from those of `zarrbuf sample`."""
 
-def sample(arguments: Sequence[str] | None = None) -> None:
-    """Run `zarrbuf sample` with the given arguments, those of the process if None."""
+
+def sample(
+    arguments: Sequence[str] | None = None, *, name: str = "sample_replay_buffer.py"
+) -> None:
+    """Run `zarrbuf sample` with RLinf's defaults.
+
+    Args:
+        arguments: those of the process if None.
+        name: of the script, as its help tells it.
+    """
     given = sys.argv[1:] if arguments is None else list(arguments)
-    zarrbuf_main(["sample", *given], prog_name="sample_replay_buffer.py")
+    zarrbuf_main(
+        ["sample", *given], prog_name=name, default_map={"sample": _SAMPLE_DEFAULTS}
+    )
 
 
 def visualize(arguments: Sequence[str] | None = None) -> None:
@@ -76,18 +88,25 @@ def _view(given: argparse.Namespace, flags: Sequence[str], *, name: str) -> None
 
 
 def find_sources(path: str) -> list[str]:
-    """Return the rank_* folders below a directory by number, or the directory."""
+    """Return the rank_* folders below a directory by name, or the directory.
+
+    RLinf's order: `rank_10` comes before `rank_2`.
+    """
     try:
-        names = os.listdir(path)
+        names = sorted(os.listdir(path))
     except OSError:
         return [path]  # a URL, or what the command will say is not there
-    ranks = [match for name in names if (match := re.fullmatch(r"rank_(\d+)", name))]
-    ranks.sort(key=lambda match: int(match[1]))
-    return [os.path.join(path, match[0]) for match in ranks] or [path]
+    ranks = [os.path.join(path, name) for name in names if name.startswith("rank_")]
+    return [rank for rank in ranks if os.path.isdir(rank)] or [path]
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--source-path", required=True, help="A buffer, or what holds rank_*.")
+@click.option(
+    "--source-path",
+    default=".",
+    show_default=True,
+    help="A buffer, or what holds rank_*.",
+)
 @click.option("--save-path", required=True, help="Where nothing is yet.")
 @click.option("--copy", is_flag=True, help="Make the result independent.")
 @click.option("--move", is_flag=True, help="Take the trajectories from the sources.")
@@ -109,7 +128,7 @@ def merge_or_split(
     for place in allow_base:
         options += ["--allow-base", place]
     if split_count is None:
-        arguments = ["merge", *options, "--", *sources, save_path]
+        arguments = ["merge", "--keep-order", *options, "--", *sources, save_path]
     elif len(sources) > 1:
         raise click.UsageError(
             f"--split-count is for one buffer; {source_path} holds {len(sources)} "

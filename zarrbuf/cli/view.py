@@ -27,6 +27,9 @@ _FORMS: Final[dict[str, Any]] = {
     "--headless": "prompt",
     "--no-display": "image",
 }
+_USUAL_CAMERA: Final = "main_images"
+_NUM_SHOWN: Final = 10
+"""Ids that are told at the start."""
 
 
 @click.command()
@@ -125,6 +128,8 @@ def view(
             )
         _report(done, as_json=as_json)
         return
+    if not web:
+        _introduce(playback, camera)
     zarrbuf.view(
         playback,
         _FORMS[chosen[0]] if chosen else "window",
@@ -137,6 +142,18 @@ def view(
         save_each=save_image,
         port=port,
     )
+
+
+def _introduce(playback: Any, camera: str | None) -> None:
+    """Say what there is to be seen, in the words of RLinf's visualizer."""
+    ids = playback.rows.trajectory_ids
+    some = ", ".join(map(str, ids[:_NUM_SHOWN].tolist()))
+    more = "..." if len(ids) > _NUM_SHOWN else ""
+    click.echo(f"Loaded replay buffer from {printable(playback.url)}")
+    click.echo(f"Total trajectories: {len(playback)}")
+    click.echo(f"Total samples: {playback.rows.total_samples}")
+    click.echo(f"Camera view: {printable(camera or _USUAL_CAMERA)}")
+    click.echo(f"Trajectory IDs: [{some}]{more}")
 
 
 def _check_purposes(*, is_export: bool, is_clip: bool, is_web: bool) -> None:
