@@ -75,6 +75,11 @@ def numbers(*values: int) -> bytes:
     return tuple_of(*(number(value) for value in values))
 
 
+def numpy_dtype(code: bytes | None = None) -> bytes:
+    """What NumPy writes of the dtype of a float32, without its state."""
+    return call(name("numpy", "dtype"), code or text("f4"), b"\x89", b"\x88")
+
+
 def value(body: bytes) -> bytes:
     """A whole pickle of {"a": body}."""
     return proto(dict_of(a=body))

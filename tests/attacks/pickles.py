@@ -25,6 +25,7 @@ from attacks.pickle_parts import (
     name,
     number,
     numbers,
+    numpy_dtype,
     proto,
     raw_bytes,
     stack_name,
@@ -304,7 +305,8 @@ def _dict_attacks() -> Iterator[tuple[str, Builder]]:
     yield "append_to_a_tuple", fixed(value(b")Na"))
     yield "appends_to_a_dict", fixed(value(b"}(Ne"))
     for label, body in (
-        ("bytes", raw_bytes(b"a")),
+        ("long_bytes", raw_bytes(bytes((1 << 20) + 1))),
+        ("numpy_dtype", numpy_dtype()),
         ("storage", stored()),
         ("function", REBUILD),
         ("dtype", name("torch", "uint16")),
@@ -315,6 +317,57 @@ def _dict_attacks() -> Iterator[tuple[str, Builder]]:
         yield f"empty_stack_0x{opcode:02x}", fixed(proto(bytes([opcode]) + b"\x00" * 4))
 
 
+def _numpy_attacks() -> Iterator[tuple[str, Builder]]:
+    scalar = name("numpy._core.multiarray", "scalar")
+    four = raw_bytes(bytes(4))
+    for label, code in (
+        ("object", "O"),
+        ("void", "V4"),
+        ("text", "U1"),
+        ("sub", "2f4"),
+    ):
+        kind = numpy_dtype(text(code))
+        yield f"numpy_{label}", fixed(value(call(scalar, kind, four)))
+    state = [number(3), text("<"), b"N", b"N", b"N", number(-1), number(-1), number(0)]
+    for place, other in (
+        (0, number(4)),
+        (0, b"\x88"),
+        (1, text(">")),
+        (1, b"N"),
+        (2, tuple_of(numpy_dtype(), tuple_of(number(LIE)))),
+        (3, tuple_of(text("a"))),
+        (4, dict_of(a=b"N")),
+        (5, number(LIE)),
+        (7, number(1)),
+    ):
+        changed = tuple_of(*state[:place], other, *state[place + 1 :])
+        kind = numpy_dtype() + changed + b"b"
+        yield (
+            f"numpy_state_{place}_{len(other)}",
+            fixed(value(call(scalar, kind, four))),
+        )
+    yield "numpy_state_short", fixed(value(numpy_dtype() + tuple_of(*state[:7]) + b"b"))
+    yield "numpy_state_no_tuple", fixed(value(numpy_dtype() + b"Nb"))
+    for label, arguments in (
+        ("short", (numpy_dtype(), raw_bytes(bytes(3)))),
+        ("long", (numpy_dtype(), raw_bytes(bytes(8)))),
+        ("text", (numpy_dtype(), text("abcd"))),
+        ("torch_dtype", (name("torch", "uint16"), raw_bytes(bytes(2)))),
+        ("nothing", ()),
+        ("more", (numpy_dtype(), four, four)),
+    ):
+        yield f"numpy_scalar_{label}", fixed(value(call(scalar, *arguments)))
+    some_bytes = call(name("__builtin__", "bytes"), number(LIE))
+    yield "bytes_of_a_number", fixed(value(some_bytes))
+    yield "numpy_dtype_alone", fixed(value(call(name("numpy", "dtype"), text("f4"))))
+    yield "numpy_ndarray", fixed(value(call(name("numpy", "ndarray"), numbers(LIE))))
+    for label, target in (
+        ("dict", b"}"),
+        ("scalar", call(scalar, numpy_dtype(), four)),
+    ):
+        yield f"build_{label}", fixed(value(target + tuple_of(*state) + b"b"))
+
+
 def _table() -> dict[str, Builder]:
     table: dict[str, Builder] = {}
     for attacks in (
@@ -322,6 +375,7 @@ def _table() -> dict[str, Builder]:
         _data_opcode_attacks(),
         _name_attacks(),
         _call_attacks(),
+        _numpy_attacks(),
         torch_attacks(),
         _budget_attacks(),
         _length_attacks(),

@@ -25,6 +25,7 @@ from support.paths import DATA
 from zarrbuf.errors import FormatError
 from zarrbuf.rlinf.safe_pickle.allowlist import _TABLE, parse_pickle
 from zarrbuf.rlinf.safe_pickle.machine import PickleLimits
+from zarrbuf.trajectory.plain_values import NUMPY_SCALARS
 
 PICKLES = DATA / "rlinf_pkl"
 PROTOCOLS = (2, 3, 4, 5)
@@ -176,6 +177,20 @@ class TestRoundTrip:
         assert_same(parse(pickle.dumps(tree, protocol)), tree)
 
     @pytest.mark.parametrize("protocol", PROTOCOLS)
+    def test_bytes_and_numpy_numbers(self, protocol: int) -> None:
+        raw = np.random.default_rng(4).bytes(16)
+        numbers = [np.frombuffer(raw, kind)[0] for kind in NUMPY_SCALARS[1:]]
+        wanted = {"a": [*numbers, np.True_, np.False_], "b": (b"", b"\xff\x00", raw)}
+        wanted["again"] = [numbers[0], wanted["b"]]  # from the memo
+        assert_same(parse(pickle.dumps(wanted, protocol)), wanted)
+
+    def test_numpy_numbers_of_numpy_1(self) -> None:
+        data = pickle.dumps({"a": np.float32(1.5)}, 2)
+        old = data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+        assert old != data
+        assert_same(parse(old), {"a": np.float32(1.5)})
+
+    @pytest.mark.parametrize("protocol", PROTOCOLS)
     def test_long_payloads_and_many_values(self, protocol: int) -> None:
         wanted = {
             "frames": random_tensor(torch.uint8, (3, 700_001), seed=2),
@@ -221,10 +236,13 @@ class TestRoundTrip:
             torch.Size((1, 2)),
             torch.float32,
             np.zeros(2),
-            np.float32(1),
+            np.longdouble(1),
+            np.str_("a"),
+            np.datetime64(1, "s"),
+            np.dtype("f4"),
             Path("a"),
             {1, 2},
-            b"bytes",
+            b"a" * (1 << 20) + b"a",
             bytearray(b"a"),
             1j,
             range(3),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from dataclasses import fields
 from typing import Any
@@ -303,8 +302,14 @@ def assert_same_value(a: Any, b: Any, name: str) -> None:
         assert a.dtype == b.dtype, name
         assert a.shape == b.shape, name
         assert stored(a).tobytes() == stored(b).tobytes(), name
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), name
+        for number, (one, other) in enumerate(zip(a, b, strict=True)):
+            assert_same_value(one, other, f"{name}[{number}]")
+    elif isinstance(a, float | np.generic):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), name
     else:
-        assert json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True), name
+        assert a == b, name
 
 
 def assert_same_trajectory(a: Any, b: Any) -> None:

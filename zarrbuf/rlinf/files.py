@@ -7,25 +7,47 @@ paths only.
 from __future__ import annotations
 
 import base64
+import functools
+import importlib
 import io
 import os
 import pickle
 import struct
+import threading
 import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import FormatError, NotFoundError, StorageError
 from zarrbuf.rlinf.index import FileFormat
 from zarrbuf.rlinf.safe_pickle.allowlist import parse_pickle
+from zarrbuf.trajectory.plain_values import NUMPY_SCALARS
 from zarrbuf.trajectory.trajectory import KNOWN_FIELDS, Trajectory, make_trajectory
 
 _SPARE_BYTES: Final = 64 << 20
+_PLAIN_LOCK: Final = threading.Lock()
+_SCALAR: Final = importlib.import_module("numpy._core.multiarray").scalar
+
+
+def _no_bytes() -> bytes:
+    """Stand for `bytes`, which protocol 2 calls for b""; an argument is an error."""
+    return b""
+
+
+_PLAIN_NAMES: Final[list[Any]] = [
+    (_no_bytes, "builtins.bytes"),
+    _SCALAR,
+    (_SCALAR, "numpy.core.multiarray.scalar"),  # NumPy 1
+    np.dtype,
+    *{type(np.dtype(one)) for one in NUMPY_SCALARS},
+]
+"""What a `.pt` file with NumPy numbers or b"" mentions."""
 
 
 def read_trajectory_file(path: str | os.PathLike[str]) -> Trajectory:
@@ -103,7 +125,7 @@ def _read_pt(file: Path) -> Any:
     if damaged is not None:
         raise FormatError(f"{file}: damaged, CRC-32 of record {damaged!r} is wrong")
     try:
-        value = torch.load(file, weights_only=True, mmap=True, map_location="cpu")
+        value = _load_plain(file)
     except (
         pickle.UnpicklingError,
         RuntimeError,
@@ -125,6 +147,21 @@ def _read_pt(file: Path) -> Any:
             "64 MiB; a view repeats a small storage"
         )
     return value
+
+
+def _load_plain(file: Path) -> Any:
+    """Load tensors and plain values; of NumPy numbers and b"" torch has to be told.
+
+    It is told for the whole process, so only while such a file is read.
+    """
+    load = functools.partial(
+        torch.load, file, weights_only=True, mmap=True, map_location="cpu"
+    )
+    try:
+        return load()
+    except pickle.UnpicklingError:
+        with _PLAIN_LOCK, torch.serialization.safe_globals(_PLAIN_NAMES):
+            return load()
 
 
 def _claimed_bytes(value: Any) -> int:

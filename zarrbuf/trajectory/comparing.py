@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from zarrbuf.trajectory.trajectory import Trajectory
@@ -48,6 +49,8 @@ def _is_same(a: Any, b: Any) -> bool:
         return a.dtype == b.dtype and a.shape == b.shape and _bits(a) == _bits(b)
     if isinstance(a, list | tuple) and type(a) is type(b):
         return len(a) == len(b) and all(map(_is_same, a, b))
+    if isinstance(a, float | np.generic) and type(a) is type(b):
+        return np.asarray(a).tobytes() == np.asarray(b).tobytes()  # NaN is not NaN
     return type(a) is type(b) and bool(a == b)
 
 

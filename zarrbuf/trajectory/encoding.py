@@ -7,7 +7,6 @@ Nothing of the caller's memory is kept. No I/O.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -44,6 +43,7 @@ from zarrbuf.common.arguments import as_whole_number
 from zarrbuf.common.thread_pool import Workers
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.trajectory.archived import TrajectoryArchive, TrajectoryHeader
+from zarrbuf.trajectory.plain_values import to_json, to_json_key
 from zarrbuf.trajectory.summaries import summarize
 from zarrbuf.trajectory.trajectory import (
     KNOWN_FIELDS,
@@ -250,15 +250,9 @@ def _collect_dict(
         elif isinstance(item, Mapping):
             rest = _collect_dict(item, name, child, leaves)
             if rest is not None:
-                other[key] = rest
+                other[to_json_key(key)] = rest
         else:
-            try:
-                _check_json(item, name)
-            except RecursionError as exc:
-                raise InvalidInputError(
-                    f"{name} is nested too deep or holds itself; it cannot be stored"
-                ) from exc
-            other[key] = item
+            other[to_json_key(key)] = to_json(item, name)
     return other if other or not value else None
 
 
@@ -287,29 +281,6 @@ def _as_tensor(value: Any, name: str) -> Tensor:
             f"{MAX_DIMS} dimensions, of {', '.join(STORED_DTYPE)}"
         )
     return value
-
-
-def _check_json(value: Any, name: str) -> None:
-    """Refuse what JSON does not give back as it was."""
-    if value is None or type(value) in (bool, str):
-        return
-    if type(value) is int and -(2**63) <= value < 2**64:
-        return
-    if type(value) is float and math.isfinite(value):
-        return
-    if type(value) is list:
-        for number, item in enumerate(value):
-            _check_json(item, f"{name}[{number}]")
-        return
-    if type(value) is dict and all(isinstance(key, str) for key in value):
-        for key, item in value.items():
-            _check_json(item, f"{name}[{key!r}]")
-        return
-    raise InvalidInputError(
-        f"{name} is {value!r:.60} ({type(value).__name__}), which cannot be stored; "
-        "allowed are tensors, None, bool, str, finite float, 64-bit int, and lists "
-        "and dicts of these"
-    )
 
 
 def _check_attributes(attributes: Mapping[str, Any]) -> None:

@@ -5,7 +5,6 @@ With `encoding` the one place between torch and the torch-free format; no I/O.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -27,6 +26,7 @@ from zarrbuf.archive.spec import (
 from zarrbuf.errors import FormatError
 from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.interventions import extract_interventions
+from zarrbuf.trajectory.plain_values import from_json
 
 Tensor = torch.Tensor
 KNOWN_FIELDS: Final = frozenset(
@@ -134,7 +134,7 @@ def decode_trajectory(archive: TrajectoryArchive) -> Trajectory:
     tree: dict[str, Any] = {}
     for name in DICT_FIELDS:
         if name in header.non_tensor:
-            tree[name] = copy.deepcopy(header.non_tensor[name])
+            tree[name] = _decode_plain(archive, name)
     for path, tensor in _stored_tensors(archive):
         if not _put(tree, path, tensor):
             raise FormatError(f"{archive.name}: two values claim the name {path!r}")
@@ -145,6 +145,16 @@ def decode_trajectory(archive: TrajectoryArchive) -> Trajectory:
             **tree,
         }
     )
+
+
+def _decode_plain(archive: TrajectoryArchive, name: str) -> Any:
+    try:
+        values = from_json(archive.header.non_tensor[name])
+    except ValueError as exc:
+        raise FormatError(f"{archive.name}: {name}: {exc}") from exc
+    if not isinstance(values, dict):
+        raise FormatError(f"{archive.name}: {name} is no dict")
+    return values
 
 
 def make_trajectory(values: Mapping[str, Any]) -> Trajectory:

@@ -1,6 +1,6 @@
 """RLinf's `.pkl` files, read with nothing in them able to run.
 
-Owns the table of the five functions a file may call and the check of what comes
+Owns the table of the eight functions a file may call and the check of what comes
 out. Bytes are run by `machine`, tensors rebuilt by `torch_legacy`. Must not
 know paths or trajectories, and must never fall back to the `pickle` module or to
 `torch.load`: an allowlist over either still runs what a file brings along.
@@ -22,6 +22,7 @@ from zarrbuf.rlinf.safe_pickle.machine import (
     PickleLimits,
     decode_utf8,
 )
+from zarrbuf.rlinf.safe_pickle.numpy_scalars import NUMPY_CALLS
 from zarrbuf.rlinf.safe_pickle.torch_legacy import (
     NEW_DTYPES,
     Storage,
@@ -30,6 +31,7 @@ from zarrbuf.rlinf.safe_pickle.torch_legacy import (
     view_v2,
     view_v3,
 )
+from zarrbuf.trajectory.plain_values import NUMPY_SCALARS
 
 DEFAULT_LIMITS: Final = PickleLimits()
 
@@ -57,9 +59,9 @@ class _LoadFromBytes(Call):
     __slots__ = ()
 
     def __call__(self, job: Job, args: tuple[object, ...]) -> object:
-        if len(args) != 1 or not isinstance(args[0], memoryview):
+        if len(args) != 1 or not isinstance(args[0], bytes | memoryview):
             raise FormatError("_load_from_bytes takes one bytes object")
-        return parse_storage(args[0], load=job.load)
+        return parse_storage(memoryview(args[0]), load=job.load)
 
 
 class _OrderedDict(Call):
@@ -88,9 +90,21 @@ class _Encode(Call):
         else:
             raise FormatError('_codecs.encode takes a text and "latin1" here')
         try:
-            return memoryview(text.encode("latin-1"))
+            data = text.encode("latin-1")
         except UnicodeEncodeError as exc:
             raise FormatError("a bytes object holds characters beyond 255") from exc
+        return data if len(data) <= job.limits.max_text_bytes else memoryview(data)
+
+
+class _NoBytes(Call):
+    """Protocol 2 writes b"" as a call of `bytes`."""
+
+    __slots__ = ()
+
+    def __call__(self, job: Job, args: tuple[object, ...]) -> object:
+        if args:
+            raise FormatError("bytes takes no arguments here")
+        return b""
 
 
 _TABLE: Final[GlobalTable] = MappingProxyType(
@@ -101,12 +115,16 @@ _TABLE: Final[GlobalTable] = MappingProxyType(
         ("torch.storage", "_load_from_bytes"): _LoadFromBytes(),
         ("collections", "OrderedDict"): _OrderedDict(),
         ("_codecs", "encode"): _Encode(),
+        ("__builtin__", "bytes"): _NoBytes(),
+        **NUMPY_CALLS,
     }
 )
 
 
-_LEAVES: Final = frozenset({int, str, bool, float, type(None), torch.Tensor})
-_SHOWN_AS: Final = MappingProxyType({memoryview: "bytes", Storage: "storage"})
+_LEAVES: Final = frozenset(
+    {int, str, bytes, bool, float, type(None), torch.Tensor, *NUMPY_SCALARS}
+)
+_SHOWN_AS: Final = MappingProxyType({memoryview: "long bytes", Storage: "storage"})
 
 
 def _children(value: object) -> list[object]:
@@ -158,7 +176,8 @@ def parse_pickle(
         limits: budgets; raise them for files that are large and trusted.
 
     Returns:
-        The dict, of int, str, None, bool, float, list, tuple, dict and tensors.
+        The dict, of int, str, bytes, None, bool, float, NumPy numbers, list, tuple,
+        dict and tensors.
         Tensors are contiguous CPU copies, detached, bit-identical to what was
         written; they own their memory and keep nothing of `data` alive. An
         OrderedDict comes back as a dict.

@@ -117,6 +117,16 @@ class Call:
         raise NotImplementedError
 
 
+class Fixed:
+    """What BUILD may be told of: it is what it is, and the state has to be its own."""
+
+    __slots__ = ()
+
+    def check_state(self, state: object) -> None:
+        """Raise FormatError unless `state`, of any type, is the one it has."""
+        raise NotImplementedError
+
+
 def decode_utf8(utf8: memoryview) -> str:
     """Decode strictly: lone surrogates are refused too."""
     try:
@@ -208,6 +218,11 @@ class _Machine:
         if len(utf8) > self._job.limits.max_text_bytes:
             return LongText(utf8)
         return decode_utf8(utf8)
+
+    def bytes_(self, width: int) -> bytes | memoryview:
+        """Take a bytes object; a long one stays a view, of use to storages only."""
+        data = self.take(self.unsigned(width))
+        return data if len(data) > self._job.limits.max_text_bytes else bytes(data)
 
     def open_frame(self) -> None:
         length = self.unsigned(8)
@@ -311,15 +326,22 @@ class _Machine:
         self._job.spend_nodes(_CALL_NODES)
         self.push(call(self._job, args))
 
+    def build(self) -> None:
+        state, target = self.pop(), self.top()
+        if not isinstance(target, Fixed):
+            self.refuse("BUILD on something other than a NumPy dtype")
+        target.check_state(state)
+
     def push_persistent(self) -> None:
         if self._persistent_load is None:
             self.refuse("persistent ids are allowed in torch's storages only")
         self.push(self._persistent_load(self.pop()))
 
 
-# Data opcodes only. Left out for good: whatever imports, instantiates or sets state
-# (INST, OBJ, NEWOBJ, NEWOBJ_EX, BUILD, EXT1, EXT2, EXT4, PERSID), and what RLinf's
-# files have no use for (sets, text-mode numbers, LONG4, POP, DUP, out-of-band buffers).
+# Data opcodes only; BUILD compares and sets nothing. Left out for good: whatever
+# imports, instantiates or sets state (INST, OBJ, NEWOBJ, NEWOBJ_EX, EXT1, EXT2, EXT4,
+# PERSID), and what RLinf's files have no use for (sets, text-mode numbers, LONG4, POP,
+# DUP, out-of-band buffers).
 _ACTIONS: Final[Mapping[int, Callable[[_Machine], None]]] = MappingProxyType(
     {
         0x95: _Machine.open_frame,
@@ -334,9 +356,9 @@ _ACTIONS: Final[Mapping[int, Callable[[_Machine], None]]] = MappingProxyType(
         0x8C: lambda m: m.push(m.text(1)),  # SHORT_BINUNICODE
         ord("X"): lambda m: m.push(m.text(4)),
         0x8D: lambda m: m.push(m.text(8)),  # BINUNICODE8
-        ord("C"): lambda m: m.push(m.take(m.unsigned(1))),
-        ord("B"): lambda m: m.push(m.take(m.unsigned(4))),
-        0x8E: lambda m: m.push(m.take(m.unsigned(8))),  # BINBYTES8
+        ord("C"): lambda m: m.push(m.bytes_(1)),
+        ord("B"): lambda m: m.push(m.bytes_(4)),
+        0x8E: lambda m: m.push(m.bytes_(8)),  # BINBYTES8
         ord("("): _Machine.mark,
         ord(")"): lambda m: m.push(()),
         ord("]"): lambda m: m.push([]),
@@ -357,6 +379,7 @@ _ACTIONS: Final[Mapping[int, Callable[[_Machine], None]]] = MappingProxyType(
         ord("c"): lambda m: m.find_global(m.line(), m.line()),
         0x93: _Machine.push_named_global,
         ord("R"): _Machine.reduce,
+        ord("b"): _Machine.build,
         ord("Q"): _Machine.push_persistent,
     }
 )
