@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from zarrbuf.curation.rewrite import export as export
     from zarrbuf.curation.rewrite import recompress as recompress
     from zarrbuf.replay.buffer import TrajectoryReplayBuffer as TrajectoryReplayBuffer
+    from zarrbuf.replay.shadow import shadow as shadow
+    from zarrbuf.replay.shadow import shadow_folder as shadow_folder
     from zarrbuf.stores.listing import list_buffer as list_buffer
     from zarrbuf.stores.listing import row_json as row_json
     from zarrbuf.stores.pins import unpin as unpin
@@ -59,6 +61,8 @@ _HOMES = {
     "repair": "upkeep.repair.repair",
     "replay_buffer_collate_fn": "training.datasets",
     "row_json": "stores.listing",
+    "shadow": "replay.shadow",
+    "shadow_folder": "replay.shadow",
     "split": "curation.merge_split",
     "unpin": "stores.pins",
     "vacuum": "upkeep.vacuum",
@@ -86,6 +90,8 @@ __all__ = [
     "repair",
     "replay_buffer_collate_fn",
     "row_json",
+    "shadow",
+    "shadow_folder",
     "split",
     "unpin",
     "vacuum",

@@ -3,12 +3,12 @@
 RLinf imports the module that this variable names in every worker, after the workers'
 own modules, and calls its `register`. `ZARRBUF_FORMAT=zarr` (or "pt", "pkl") is the
 format of every buffer then, whatever the worker's code asks for; without it buffers are
-written as RLinf would write them.
+written as RLinf would write them. `ZARRBUF_SHADOW=100` runs RLinf's buffer beside ours
+for the first 100 batches and compares them, see `zarrbuf.shadow`.
 """
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import logging
 import os
@@ -20,18 +20,22 @@ from typing import Any, Final
 
 from zarrbuf.errors import InvalidInputError, NotFoundError
 from zarrbuf.replay.buffer import TrajectoryReplayBuffer
+from zarrbuf.replay.rlinf_classes import import_homes
+from zarrbuf.replay.shadow import shadow
 from zarrbuf.stores.opening import FORMATS
 from zarrbuf.training.datasets import PreloadReplayBufferDataset, ReplayBufferDataset
 
-__all__ = ["FORMAT_VARIABLE", "RlinfReplayBuffer", "register", "unregister"]
+__all__ = [
+    "FORMAT_VARIABLE",
+    "SHADOW_VARIABLE",
+    "RlinfReplayBuffer",
+    "register",
+    "unregister",
+]
 
 FORMAT_VARIABLE: Final = "ZARRBUF_FORMAT"
+SHADOW_VARIABLE: Final = "ZARRBUF_SHADOW"
 _PACKAGE: Final = "rlinf"
-_LAYOUTS: Final = (
-    ("rlinf.data.storage.replay",),  # since v0.4
-    ("rlinf.data.replay_buffer", "rlinf.data.embodied_buffer_dataset"),  # v0.2, v0.3
-)
-"""Where RLinf's classes are, by version."""
 _LOG: Final = logging.getLogger("zarrbuf")
 _LOCK: Final = threading.Lock()
 _SIGNATURE: Final = inspect.signature(TrajectoryReplayBuffer)
@@ -67,20 +71,23 @@ def register() -> None:
     again, it does nothing. The log says once what was done.
 
     Raises:
-        InvalidInputError: if `ZARRBUF_FORMAT` is none of the formats.
+        InvalidInputError: if `ZARRBUF_FORMAT` is none of the formats, or
+            `ZARRBUF_SHADOW` no number.
         NotFoundError: if there is no RLinf here, or one of another layout.
     """
     with _LOCK:
         if _swapped:
             return
         trajectory_format = _chosen_format()
+        num_shadowed = _chosen_draws()
         homes = _import_homes()
-        _swapped.update(
-            (getattr(home, name), ours)
-            for home in homes
-            for name, ours in _CLASSES.items()
-            if hasattr(home, name)
-        )
+        for home in homes:
+            for name, ours in _CLASSES.items():
+                theirs = getattr(home, name, None)
+                if theirs is not None:
+                    _swapped[theirs] = ours
+                    if num_shadowed and issubclass(ours, RlinfReplayBuffer):
+                        _swapped[theirs] = shadow(theirs, draws=num_shadowed, ours=ours)
         _replace(_swapped)
         _LOG.warning(  # a level that RLinf's workers show
             "zarrbuf stands in for %s of %s; format: %s",
@@ -107,22 +114,25 @@ def _chosen_format() -> str | None:
     return value or None
 
 
-def _import_homes() -> list[ModuleType]:
-    """Import the modules of RLinf's that define the classes.
+def _chosen_draws() -> int:
+    """Return how many batches the environment asks to compare; 0 for none."""
+    value = os.environ.get(SHADOW_VARIABLE, "")
+    if value and not (value.isascii() and value.isdecimal()):
+        raise InvalidInputError(
+            f"{SHADOW_VARIABLE} is {value!r:.40}; allowed is a number of batches"
+        )
+    return int(value or 0)
 
-    A worker that has not needed them yet may import from them later.
-    """
-    for names in _LAYOUTS:
-        try:
-            return [importlib.import_module(name) for name in names]
-        except ModuleNotFoundError as exc:
-            if not any(f"{name}.".startswith(f"{exc.name}.") for name in names):
-                raise  # RLinf is there, and what it needs is not
-    places = " or ".join(names[0] for names in _LAYOUTS)
-    raise NotFoundError(
-        f"{__name__} is for RLinf's workers (RLINF_EXT_MODULE={__name__}); in this "
-        f"program there is no {places}. Elsewhere import the classes from zarrbuf"
-    )
+
+def _import_homes() -> list[ModuleType]:
+    """Import the modules that define the classes: a worker may need them later."""
+    try:
+        return import_homes()
+    except NotFoundError as exc:
+        raise NotFoundError(
+            f"{__name__} is for RLinf's workers (RLINF_EXT_MODULE={__name__}); {exc}. "
+            "Elsewhere import the classes from zarrbuf"
+        ) from exc
 
 
 def _replace(classes: Mapping[type, type]) -> None:

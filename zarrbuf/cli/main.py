@@ -16,6 +16,7 @@ import click
 import zarrbuf
 from zarrbuf.cli.convert import convert, export, recompress
 from zarrbuf.cli.curate import merge, split
+from zarrbuf.cli.shadow import shadow
 from zarrbuf.cli.terminal import (
     ALLOW_BASE_OPTION,
     AT_OPTION,
@@ -249,7 +250,7 @@ def verify(
 _CONVERSION = (convert, recompress, export)
 _CURATION = (merge, split)
 _UPKEEP = (remove, prune, vacuum, unpin, repair, show_log)
-for _command in (*_CONVERSION, *_CURATION, *_UPKEEP, view):
+for _command in (*_CONVERSION, *_CURATION, *_UPKEEP, shadow, view):
     main.add_command(_command)
 
 

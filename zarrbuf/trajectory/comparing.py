@@ -29,8 +29,8 @@ def compare_trajectories(before: Trajectory, after: Trajectory) -> dict[str, str
         elif path not in old:
             found[path] = "added"
         else:
-            is_same = _is_same(old[path], new[path])
-            found[path] = "bit-exact" if is_same else "changed"
+            is_equal = is_same(old[path], new[path])
+            found[path] = "bit-exact" if is_equal else "changed"
     return found
 
 
@@ -44,11 +44,12 @@ def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield path, item
 
 
-def _is_same(a: Any, b: Any) -> bool:
+def is_same(a: Any, b: Any) -> bool:
+    """Whether two values are the same in kind and every bit, tensors and NaN too."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return a.dtype == b.dtype and a.shape == b.shape and _bits(a) == _bits(b)
     if isinstance(a, list | tuple) and type(a) is type(b):
-        return len(a) == len(b) and all(map(_is_same, a, b))
+        return len(a) == len(b) and all(map(is_same, a, b))
     if isinstance(a, float | np.generic) and type(a) is type(b):
         return np.asarray(a).tobytes() == np.asarray(b).tobytes()  # NaN is not NaN
     return type(a) is type(b) and bool(a == b)
