@@ -15,6 +15,12 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture
+def nothing_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have buffers in memory keep archives alone, small trajectories too."""
+    monkeypatch.setattr("zarrbuf.replay.buffer.pack_trajectory", lambda *_, **__: None)
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3]:
     with serving_s3() as server:

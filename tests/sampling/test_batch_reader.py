@@ -23,6 +23,7 @@ from zarrbuf.sampling.stats import ReadStats
 from zarrbuf.storage.fetching import FetchCost
 from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.encoding import encode_trajectory
+from zarrbuf.trajectory.packing import PackedRows
 from zarrbuf.trajectory.trajectory import Trajectory, flatten_trajectory
 
 
@@ -41,6 +42,9 @@ class Opened:
 
     def uuids(self, positions: IntArray) -> list[str]:
         return [self._archives[position].header.uuid for position in positions.tolist()]
+
+    def packed(self, positions: IntArray) -> Iterator[tuple[IntArray, PackedRows]]:
+        return iter(())
 
     def archives(
         self, positions: IntArray, cost: FetchCost

@@ -71,6 +71,7 @@ def test_what_leaves_a_window_in_memory_is_let_go() -> None:
     assert len(buffer._reader.archives) <= 2
 
 
+@pytest.mark.usefixtures("nothing_packed")
 def test_tables_of_one_batch_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zarrbuf.sampling.field_tables.MIN_TABLE_BYTES", 1000)
     trajectories = [

@@ -22,9 +22,11 @@ from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.encoding import encode_trajectory
 
 
-@pytest.fixture(params=["loops", "no loops"], autouse=True)
+@pytest.fixture(params=["loops", "no loops", "packed"], autouse=True)
 def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a test with the compiled loops and without."""
+    """Run a test with the compiled loops and without, and with small ones packed."""
+    if request.param != "packed":
+        request.getfixturevalue("nothing_packed")
     if request.param == "no loops":
         monkeypatch.setattr(zarrbuf.sampling.batch_reader, "have_loops", lambda: False)
 
@@ -76,6 +78,7 @@ def test_what_is_kept_changes_no_batch(
     assert buffer.get_stats(detailed=True)["cache_bytes"] <= cache_bytes
 
 
+@pytest.mark.usefixtures("nothing_packed")
 def test_a_cache_that_holds_nothing_keeps_nothing() -> None:
     buffer = TrajectoryReplayBuffer(enable_cache=False)
     buffer.add_trajectories([made(1, image_size=2, extra=False)])

@@ -186,6 +186,7 @@ def test_bytes_read_are_those_of_the_chunks_that_were_drawn(
         assert stats["last_bytes_read"] == sum(sizes[number] for number in draws)
 
 
+@pytest.mark.usefixtures("nothing_packed")
 def test_without_big_fields_no_chunk_is_counted() -> None:
     buffer = TrajectoryReplayBuffer(seed=1)
     buffer.add_trajectories([make_trajectory(4, 2, image_size=2)])

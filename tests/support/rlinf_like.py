@@ -92,7 +92,9 @@ class RlinfLike:
         assert not is_distributed, "the model of one process"
         store = open_store(load_path)
         rows = [store.rows.row(number) for number in range(len(store.rows))]
-        self._model.loaded = [(one.trajectory_id, store.read_trajectory(one)) for one in rows]
+        self._model.loaded = [
+            (one.trajectory_id, store.read_trajectory(one)) for one in rows
+        ]
         self._model.kept = []
         self._model.generators[0].manual_seed(
             1234 if store.seed is None else store.seed

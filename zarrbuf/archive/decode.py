@@ -24,6 +24,7 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any, Final
 
 import numpy as np
@@ -81,9 +82,15 @@ def have_loops() -> bool:
     return _loops() is not None
 
 
+def compile_reading() -> float:
+    """Compile the loops that batches need, once a process; return the seconds."""
+    started = perf_counter()
+    _compile_reading()
+    return perf_counter() - started
+
+
 @functools.cache
-def compile_reading() -> None:
-    """Compile the loops that batches need, once a process."""
+def _compile_reading() -> None:
     if not have_loops():
         return
     numbers, addresses = np.zeros(0, np.int64), np.zeros(0, np.uint64)

@@ -96,6 +96,7 @@ def is_weights_id(value: Any) -> TypeGuard[str]:
     )
 
 
+@functools.lru_cache(maxsize=4096)
 def encode_key(key: str) -> str:
     """Percent-encode one dictionary key into a Zarr node name.
 

@@ -40,7 +40,8 @@ from zarrbuf.stores.opening import (
     open_or_create_store,
     open_store,
 )
-from zarrbuf.trajectory.encoding import encode_trajectory
+from zarrbuf.trajectory.encoding import EncodedTrajectory, encode_trajectory
+from zarrbuf.trajectory.packing import PackedTrajectory, pack_trajectory
 from zarrbuf.upkeep.retention import retain
 
 _LOG: Final = logging.getLogger("zarrbuf")
@@ -85,7 +86,8 @@ class TrajectoryReplayBuffer(RlinfNames):
                 whole in the background, as far as half of `cache_bytes` goes.
             sample_window_size: trajectories drawn from, the newest; 0 for all.
             auto_save: save every trajectory in the background; without, the window
-                is kept in memory, compressed.
+                is kept in memory, compressed but for trajectories of at most 64 KiB
+                without images.
             auto_save_path: where, a local path or a URL (`s3://`, `gs://`, `memory://`,
                 `file://`); else where `zarrbuf.stores.opening.default_path` says.
             trajectory_format: "zarr", or "pt" or "pkl" for folders that RLinf loads;
@@ -187,7 +189,7 @@ class TrajectoryReplayBuffer(RlinfNames):
 
     def _own_store(self, trajectory_format: str | None) -> TrajectoryStore:
         if self.auto_save_path is None:
-            return MemoryStore()
+            return MemoryStore(codec=self._codec)
         storage = self._open_storage(self.auto_save_path)
         return open_or_create_store(
             storage,
@@ -214,16 +216,16 @@ class TrajectoryReplayBuffer(RlinfNames):
                 these are not added.
         """
         self._live.writer.raise_error()
-        self._live.add(
-            [
-                encode_trajectory(
-                    trajectory,
-                    uuid=new_uuid(),
-                    codec=self._codec,
-                    workers=self._workers,
-                )
-                for trajectory in trajectories
-            ]
+        self._live.add([self._encode(one) for one in trajectories])
+
+    def _encode(self, trajectory: Any) -> EncodedTrajectory | PackedTrajectory:
+        uuid = new_uuid()
+        if self._live.is_in_memory:
+            packed = pack_trajectory(trajectory, uuid=uuid)
+            if packed is not None:
+                return packed
+        return encode_trajectory(
+            trajectory, uuid=uuid, codec=self._codec, workers=self._workers
         )
 
     def flush(self) -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from zarrbuf.archive.spec import AnyArray, BatchField, sorted_fields
+from zarrbuf.archive.spec import AnyArray, BatchField
 from zarrbuf.errors import TrajectoryNotFoundError
 from zarrbuf.manifest.rows import Row, Rows
 from zarrbuf.sampling.batch_reader import BatchReader
@@ -25,6 +25,7 @@ from zarrbuf.stores.in_memory import MemoryStore
 from zarrbuf.stores.write_queue import BackgroundWriter
 from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.encoding import EncodedTrajectory
+from zarrbuf.trajectory.packing import PackedTrajectory
 from zarrbuf.trajectory.same_fields import check_fields
 
 _LIVE: weakref.WeakSet[LiveSet] = weakref.WeakSet()
@@ -92,6 +93,7 @@ class LiveSet:
         self._window: Window | None = None
         self._fields = FieldFinder(reader.archives)
         self._known: dict[str, BatchField] | None = None
+        self._checked: Sequence[BatchField] | None = None  # the last that are known
         _watch_forks()
         _LIVE.add(self)
 
@@ -109,31 +111,44 @@ class LiveSet:
         self._reader.reset_after_fork()
         self.writer.reset()
 
-    def add(self, encoded: Sequence[EncodedTrajectory]) -> None:
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether trajectories that are added are saved nowhere."""
+        return isinstance(self._store, MemoryStore)
+
+    def add(self, trajectories: Sequence[EncodedTrajectory | PackedTrajectory]) -> None:
         """Add trajectories, all or none; they are in the next window.
+
+        Args:
+            trajectories: archives; where nothing is saved, packed ones too.
 
         Raises:
             InvalidInputError: if a field has another dtype or shape than is known.
         """
         with self._lock:
-            known = dict(self._known_fields())
-            for number, one in enumerate(encoded):
-                fields = sorted_fields(one.header.schema)
-                check_fields(fields, known, name=f"trajectories[{number}]")
-                known.update({field.name: field for field in fields})
-            items = [
-                NewTrajectory.of(one, trajectory_id=self.next_trajectory_id + number)
-                for number, one in enumerate(encoded)
-            ]
-            self._known = known
-            self.next_trajectory_id += len(items)
-            self.size += len(items)
-            self._take_to_hand(len(items))
-            self.total_samples += sum(item.row.num_samples for item in items)
+            known, checked = self._known_fields(), self._checked
+            for number, one in enumerate(trajectories):
+                fields = one.fields
+                if fields is not checked:
+                    check_fields(fields, known, name=f"trajectories[{number}]")
+                    known = {**known, **{field.name: field for field in fields}}
+                    checked = fields
+            first_id, count = self.next_trajectory_id, len(trajectories)
+            self._known, self._checked = known, checked
+            self.next_trajectory_id += count
+            self.size += count
+            self._take_to_hand(count)
+            self.total_samples += sum(one.num_samples for one in trajectories)
             self._forget_window()
             if isinstance(self._store, MemoryStore):
-                self._keep_in_memory(self._store, items)
+                self._store.take(trajectories, trajectory_id=first_id)
+                self._drop_old(self._store)
                 return
+            items = [
+                NewTrajectory.of(one, trajectory_id=number)
+                for number, one in enumerate(trajectories, first_id)
+                if isinstance(one, EncodedTrajectory)
+            ]
             self._queued.append(items)
             self.writer.enqueue(items)
         self.writer.wait_for_room()  # not under the lock, which the writer needs
@@ -143,18 +158,16 @@ class LiveSet:
         if self._max_at_hand is not None:
             self.num_at_hand = min(self.num_at_hand, self._max_at_hand)
 
-    def _keep_in_memory(
-        self, store: MemoryStore, items: Sequence[NewTrajectory]
-    ) -> None:
-        store.append(items)
-        if self._window_size and len(store.listed) > self._window_size:
-            for uuid in store.drop_first(len(store.listed) - self._window_size):
+    def _drop_old(self, store: MemoryStore) -> None:
+        """Forget what has left the window, which nothing but memory has."""
+        if self._window_size and len(store) > self._window_size:
+            for uuid in store.drop_first(len(store) - self._window_size):
                 self._reader.archives.discard(uuid)
         self._seen = store.mark
 
     def _known_fields(self) -> dict[str, BatchField]:
         if self._known is None:
-            self._known = known_fields(self.parts())
+            self._known, self._checked = known_fields(self.parts()), None
         return self._known
 
     def _save(self, items: Sequence[NewTrajectory]) -> None:

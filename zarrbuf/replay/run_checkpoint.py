@@ -185,7 +185,12 @@ def _copy_archive(
         TrajectoryArchive(data, name=storage.describe(row.path)).check()
     schema = archive.header.schema
     row = dataclasses.replace(
-        row, size=len(data), crc=crc32c(data), schema=schema_id(schema), base=0
+        row,
+        size=len(data),
+        crc=crc32c(data),
+        schema=schema_id(schema),
+        base=0,
+        tags=saved.store(position).tags(row),
     )
     return row, schema
 

@@ -155,9 +155,6 @@ class BatchReader:
             StorageError: if the storage failed.
         """
         reading = _Reading.of(arrays, fields, window, stats)
-        started = perf_counter()
-        compile_reading()
-        stats.compile_seconds += perf_counter() - started
         num_opened = self.archives.num_opened
         for part in self._parts(plan, reading):
             self._read_part(part, reading)
@@ -251,6 +248,7 @@ class BatchReader:
 
     def _decode(self, reads: Sequence[ChunkReads], stats: ReadStats) -> None:
         """Decode chunks of big fields to their rows."""
+        stats.compile_seconds += compile_reading()
         started = perf_counter()
         # Files that were mapped just now are hardly in memory.
         is_cold = self._is_cold or self._num_mapped != self.archives.num_mapped
@@ -284,8 +282,12 @@ def gather_rows(
         tables: the tables.
         arrays: field name -> array [n, ...] of the batch.
     """
+    tables.gather_packed(plan, arrays)
+    alone = tables.alone(plan)
+    if not isinstance(alone, slice) and not len(alone):
+        return  # and no loop is needed, which would have to be compiled
     if have_loops():
-        scatter_rows(*tables.copies(plan, arrays))
+        scatter_rows(*tables.copies(plan, alone, arrays))
     else:
         tables.gather_plainly(plan, arrays)
 

@@ -8,7 +8,6 @@ they miss.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zarrbuf.archive.chunks import address_of
+from zarrbuf.archive.decode import compile_reading
 from zarrbuf.archive.spec import AnyArray, BatchField, sorted_fields, step_rows
 from zarrbuf.common.lru import LruCache
 from zarrbuf.errors import FormatError
@@ -27,9 +27,11 @@ from zarrbuf.sampling.stats import ReadStats
 from zarrbuf.sampling.window import Window
 from zarrbuf.storage.fetching import FetchCost, RemoteObject, fetch
 from zarrbuf.trajectory.archived import TrajectoryArchive
+from zarrbuf.trajectory.packing import Block, PackedRows, packed_dtype
 
 MIN_TABLE_BYTES: Final = 16 << 20
 """Tables of small fields that one batch may hold at a time without any cache."""
+_ROWS_AT_ONCE: Final = 4096
 TABLE_BYTES: Final = 400
 """What keeping a table of small fields takes besides its content."""
 
@@ -64,7 +66,7 @@ class SmallTables:
         index: whose positions these are.
         fields: the columns of every table.
         num_dropped: what the cache that the tables come from had forgotten by then.
-        num_bytes: of the tables.
+        num_bytes: of the tables, less those that lie in blocks.
     """
 
     def __init__(
@@ -84,6 +86,10 @@ class SmallTables:
         # Memory that the system hands out as zeros costs nothing until it is used.
         self._addresses = np.zeros(index.num_trajectories, np.int64)
         self._sizes = np.zeros(index.num_trajectories, np.int64)
+        self._in_block = np.zeros(index.num_trajectories, np.int64)  # 0: in none
+        self._starts = np.zeros(index.num_trajectories, np.int64)
+        self._blocks: list[Block] = []
+        self._numbers: dict[Block, int] = {}
 
     def unknown(self, positions: IntArray) -> IntArray:
         """Return which of some trajectories have no table yet.
@@ -94,7 +100,8 @@ class SmallTables:
         Returns:
             int64 [m], indices in `positions`, by position, none twice.
         """
-        unknown = np.flatnonzero(self._addresses[positions] == 0)
+        is_known = (self._addresses[positions] != 0) | (self._in_block[positions] != 0)
+        unknown = np.flatnonzero(~is_known)
         if not len(unknown):
             return unknown
         return unknown[np.unique(positions[unknown], return_index=True)[1]]
@@ -126,48 +133,123 @@ class SmallTables:
         self._sizes[position] = len(table)
         self._addresses[position] = address_of(table)  # last: it tells that it is there
 
+    def adopt(self, positions: IntArray, packed: PackedRows) -> None:
+        """Take the rows of trajectories in blocks for their tables, without a copy.
+
+        Args:
+            positions: int64 [n], ascending, none twice.
+            packed: where these lie; others than those in a block are left out.
+        """
+        is_packed = packed.which >= 0
+        positions = positions[is_packed]
+        numbers = np.array([self._number(one) for one in packed.blocks], np.int64)
+        self._sizes[positions] = self.index.num_samples_of(positions)
+        self._starts[positions] = packed.starts[is_packed]
+        self._in_block[positions] = numbers[packed.which[is_packed]]  # last
+
+    def _number(self, block: Block) -> int:
+        """Return the number of a block, from 1 on; it is kept from being freed."""
+        found = self._numbers.get(block)
+        if found is None:
+            self._blocks.append(block)
+            found = self._numbers[block] = len(self._blocks)
+        return found
+
+    def alone(self, plan: ReadPlan) -> slice | IntArray:
+        """Return which samples of a plan lie in tables that are no part of a block."""
+        in_block = self._in_block[plan.positions][plan.group_of]
+        return np.flatnonzero(in_block == 0) if in_block.any() else slice(None)
+
     def copies(
-        self, plan: ReadPlan, batch: Mapping[str, AnyArray]
+        self, plan: ReadPlan, some: slice | IntArray, batch: Mapping[str, AnyArray]
     ) -> tuple[npt.NDArray[np.uint64], int, list[int], list[AnyArray], IntArray]:
-        """Return which packed rows go to which rows of the batch.
+        """Return which rows of tables go to which rows of the batch.
 
         Args:
             plan: samples of trajectories that all have a table.
+            some: those of them that lie in no block.
             batch: field name -> array [n, ...], of `fields` at least.
 
         Returns:
             The arguments of `decode.scatter_rows`. The memory is that of the tables.
         """
-        sizes = self._sizes[plan.positions][plan.group_of]
-        if not ((plan.flat >= 0) & (plan.flat < sizes)).all():  # as `chunks.require`
-            raise AssertionError("an address would lie outside its memory")
+        self._check_inside(plan)
         columns = self._dtype.fields
         assert columns is not None
         offsets = [columns[field.name][1] for field in self.fields]
         outs = [batch[field.name] for field in self.fields]
         num_bytes = self._dtype.itemsize
-        first = self._addresses[plan.positions][plan.group_of]
-        sources = (first + plan.flat * num_bytes).astype(np.uint64)
-        return sources, num_bytes, offsets, outs, plan.rows
+        first = self._addresses[plan.positions][plan.group_of][some]
+        sources = (first + plan.flat[some] * num_bytes).astype(np.uint64)
+        return sources, num_bytes, offsets, outs, plan.rows[some]
+
+    def _check_inside(self, plan: ReadPlan) -> None:
+        sizes = self._sizes[plan.positions][plan.group_of]
+        if not ((plan.flat >= 0) & (plan.flat < sizes)).all():  # as `chunks.require`
+            raise AssertionError("an address would lie outside its memory")
+
+    def gather_packed(self, plan: ReadPlan, batch: Mapping[str, AnyArray]) -> None:
+        """Copy rows that lie in blocks to their rows of the batch.
+
+        Args:
+            plan: samples of trajectories that all have a table.
+            batch: field name -> array [n, ...], of `fields` at least.
+        """
+        in_block = self._in_block[plan.positions][plan.group_of]
+        packed = np.flatnonzero(in_block)
+        if not len(packed):
+            return
+        self._check_inside(plan)
+        starts = self._starts[plan.positions][plan.group_of]
+        for first in range(0, len(packed), _ROWS_AT_ONCE):
+            some = packed[first : first + _ROWS_AT_ONCE]
+            rows = starts[some] + plan.flat[some]
+            self._gather_some(in_block[some], rows, plan.rows[some], batch)
 
     def gather_plainly(self, plan: ReadPlan, batch: Mapping[str, AnyArray]) -> None:
-        """Copy the rows of a plan to their rows of the batch, field by field."""
+        """Copy rows of tables that are no part of a block, field by field."""
         for group in plan.groups:
-            table = self._tables[group.position]
+            table = self._tables.get(group.position)
+            if table is not None:
+                for field in self.fields:
+                    batch[field.name][group.out] = table[field.name][group.flat]
+
+    def _gather_some(
+        self,
+        in_block: IntArray,
+        rows: IntArray,
+        outs: IntArray,
+        batch: Mapping[str, AnyArray],
+    ) -> None:
+        """Copy rows of blocks: as they are first, then field by field.
+
+        Args:
+            in_block: int64 [k], the block of each row.
+            rows: int64 [k], where there.
+            outs: int64 [k], rows of the batch.
+            batch: see `gather_packed`.
+        """
+        order = np.argsort(in_block, kind="stable")
+        cuts = np.flatnonzero(np.diff(in_block[order])) + 1
+        by_dtype: dict[np.dtype[Any], list[tuple[AnyArray, IntArray]]] = {}
+        for here in np.split(order, cuts):
+            table = self._blocks[int(in_block[here[0]]) - 1].table
+            by_dtype.setdefault(table.dtype, []).append((table, here))
+        for dtype, parts in by_dtype.items():
+            packed = np.empty(sum(len(here) for _, here in parts), dtype)
+            plain, start = _as_bytes(packed), 0
+            for table, here in parts:
+                stop = start + len(here)
+                plain[start:stop] = _as_bytes(table)[rows[here]]
+                start = stop
+            targets = outs[np.concatenate([here for _, here in parts])]
             for field in self.fields:
-                batch[field.name][group.out] = table[field.name][group.flat]
+                batch[field.name][targets] = packed[field.name]
 
 
-def packed_dtype(fields: Sequence[BatchField]) -> np.dtype[Any]:
-    """Return the dtype of a table that has these fields as columns, in this order."""
-    return _packed_dtype_of(tuple(fields))
-
-
-@functools.lru_cache(maxsize=256)
-def _packed_dtype_of(fields: tuple[BatchField, ...]) -> np.dtype[Any]:
-    return np.dtype(
-        [(field.name, field.spec.stored, field.spec.shape) for field in fields]
-    )
+def _as_bytes(table: AnyArray) -> AnyArray:
+    """Return rows as plain bytes, since NumPy copies structs field by field."""
+    return table.view(f"V{table.itemsize}") if table.itemsize else table
 
 
 def decode_small_fields(archive: TrajectoryArchive) -> npt.NDArray[np.void]:
@@ -269,7 +351,7 @@ class TableReader:
             FormatError: if a chunk is damaged.
         """
         plan, tables = wanted.plan, self._tables_of(wanted)
-        unknown = tables.unknown(plan.positions)
+        unknown = _adopt(tables, wanted)
         if not len(unknown) or self._have_room(tables, plan.positions[unknown]):
             self._decode(wanted, tables, unknown)
             use(plan, tables)
@@ -287,7 +369,7 @@ class TableReader:
             archives = wanted.archives[start:stop]
             some = dataclasses.replace(wanted, plan=part, archives=archives)
             tables = _new_tables(wanted)  # and the ones before are gone
-            self._decode(some, tables, tables.unknown(part.positions))
+            self._decode(some, tables, _adopt(tables, some))
             use(part, tables)
             start = stop
 
@@ -333,6 +415,8 @@ class TableReader:
         for position, uuid, table in zip(positions.tolist(), uuids, found, strict=True):
             if table is not None:
                 tables.put(position, table, name=uuid)
+        if missing:
+            stats.compile_seconds += compile_reading()
         archives = self._opened(wanted, unknown[missing])
         for number in missing:
             position, uuid = int(positions[number]), uuids[number]
@@ -386,3 +470,14 @@ class TableReader:
 def _new_tables(wanted: TableRead, *, num_dropped: int = 0) -> SmallTables:
     """Return tables for the small fields of a batch, none of them there yet."""
     return SmallTables(wanted.window.index, wanted.fields, num_dropped=num_dropped)
+
+
+def _adopt(tables: SmallTables, wanted: TableRead) -> IntArray:
+    """Take what is packed in memory for tables; return the groups without any."""
+    positions = wanted.plan.positions
+    unknown = tables.unknown(positions)
+    if len(unknown):
+        for some, packed in wanted.window.packed(positions[unknown]):
+            tables.adopt(some, packed)
+        unknown = tables.unknown(positions)
+    return unknown

@@ -24,6 +24,7 @@ from zarrbuf.sampling.open_archives import OpenArchives
 from zarrbuf.storage.fetching import FetchCost
 from zarrbuf.stores.contract import TrajectoryStore, known_name
 from zarrbuf.trajectory.archived import TrajectoryArchive
+from zarrbuf.trajectory.packing import PackedRows
 from zarrbuf.trajectory.same_fields import check_fields
 
 _LOG: Final = logging.getLogger("zarrbuf")
@@ -108,6 +109,16 @@ class LiveRows:
             found += [uuid.hex() for uuid in uuids.tolist()]
         return found
 
+    def packed(self, positions: IntArray) -> Iterator[tuple[IntArray, PackedRows]]:
+        """Yield where trajectories lie in blocks in memory, ascending positions.
+
+        Those of a store that has some: their positions, and their places.
+        """
+        for here, first, (store, listed) in self._by_part(positions):
+            found = store.packed_rows(here - first + listed.start)
+            if found is not None:
+                yield here, found
+
     def archives(
         self, positions: IntArray, opened: OpenArchives, cost: FetchCost
     ) -> Iterator[TrajectoryArchive]:
@@ -179,6 +190,10 @@ class Window:
     def uuids(self, positions: IntArray) -> list[str]:
         """Return the uuids of some trajectories, ascending positions."""
         return self.rows.uuids(positions)
+
+    def packed(self, positions: IntArray) -> Iterator[tuple[IntArray, PackedRows]]:
+        """Yield places in blocks of some trajectories, see `LiveRows.packed`."""
+        return self.rows.packed(positions)
 
     def archives(
         self, positions: IntArray, cost: FetchCost

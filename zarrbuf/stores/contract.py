@@ -13,13 +13,14 @@ from typing import Any
 
 from zarrbuf.archive.spec import Schema
 from zarrbuf.manifest.row_table import Stretch
-from zarrbuf.manifest.rows import Row, Rows
+from zarrbuf.manifest.rows import IntArray, Row, Rows
 from zarrbuf.manifest.selection import partition
 from zarrbuf.manifest.snapshot import schema_id
 from zarrbuf.rlinf.index import trajectory_name
 from zarrbuf.storage.fetching import FetchCost
 from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.encoding import EncodedTrajectory
+from zarrbuf.trajectory.packing import PackedRows
 from zarrbuf.trajectory.trajectory import Trajectory, decode_trajectory
 
 
@@ -151,6 +152,18 @@ class TrajectoryStore(abc.ABC):
     def read_trajectory(self, row: Row) -> Trajectory:
         """Read one whole trajectory; raises what `open_archive` does."""
         return decode_trajectory(self.open_archive(row))
+
+    def packed_rows(self, numbers: IntArray) -> PackedRows | None:
+        """Return where trajectories lie in blocks in memory; None if none does.
+
+        Args:
+            numbers: int64 [n], rows of the table of `listed`.
+        """
+        return None
+
+    def tags(self, row: Row) -> dict[str, Any]:
+        """Return what the manifest says of a trajectory's content."""
+        return row.tags
 
     @abc.abstractmethod
     def append(self, items: Sequence[NewTrajectory]) -> None:

@@ -1,70 +1,188 @@
-"""Archives in memory: of buffers that save nothing, or that are not saved yet.
+"""Trajectories in memory: of buffers that save nothing, or that are not saved yet.
 
-Forgets its oldest trajectories as fast as it takes in new ones, and what was frozen
-before keeps them. Knows no window and no thread.
+Small ones are rows of blocks, as they are; others are archives. Forgets its oldest
+trajectories as fast as it takes in new ones, and what was frozen before keeps them.
+Knows no window and no thread.
 """
 
 from __future__ import annotations
 
+import functools
 import weakref
-from collections.abc import Collection, Sequence
-from typing import Final
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final, TypeGuard
 
-from zarrbuf.archive.spec import Schema
+import numpy as np
+
+from zarrbuf.archive.spec import AnyArray, Schema
+from zarrbuf.archive.zarr_json import CodecName
 from zarrbuf.errors import NotFoundError
+from zarrbuf.manifest.columns import GrowingArray
 from zarrbuf.manifest.row_table import RowTable, Stretch
-from zarrbuf.manifest.rows import Row, Rows
+from zarrbuf.manifest.rows import IntArray, Row, Rows
+from zarrbuf.manifest.snapshot import schema_id
 from zarrbuf.stores.contract import NewTrajectory, TrajectoryStore, known_name
 from zarrbuf.trajectory.archived import TrajectoryArchive
+from zarrbuf.trajectory.encoding import (
+    EncodedTrajectory,
+    describe_trajectory,
+    encode_trajectory,
+)
+from zarrbuf.trajectory.packing import (
+    Block,
+    InBlock,
+    Layout,
+    PackedRows,
+    PackedTrajectory,
+)
+from zarrbuf.trajectory.trajectory import Trajectory
 
 _MIN_FORGOTTEN: Final = 64
+_MAX_UNLISTED: Final = 256
+_PLACE: Final = np.dtype([("block", np.int64), ("start", np.int64)])
+_NOWHERE: Final = -1
 
 
 class MemoryStore(TrajectoryStore):
-    """Archives in memory."""
+    """Trajectories in memory."""
 
-    def __init__(self) -> None:
-        """Make an empty store."""
-        self._items: dict[str, NewTrajectory] = {}
+    def __init__(self, *, codec: CodecName = "lz4") -> None:
+        """Make an empty store.
+
+        Args:
+            codec: how chunks of archives are compressed that are made of blocks.
+        """
+        self._codec = codec
+        self._items: dict[str, NewTrajectory | InBlock] = {}
+        self._next_id = 0
+        self._num_cut = 0  # rows that were before the table's first one
+        self._num_blocks = 0  # made so far
+        self._start_anew()
+
+    def _start_anew(self) -> None:
         self._table = RowTable.empty()
         self._start = 0  # rows before it are forgotten
-        self._num_cut = 0  # rows that were before the table's first one
-        self._next_id = 0
+        self._unlisted: list[tuple[Row, InBlock]] = []  # follow the table's last row
+        self._places = GrowingArray.empty(_PLACE)  # one a row of the table
+        self._blocks: Mapping[int, Block] = {}  # another one after each change
+        self._numbers: dict[Block, int] = {}
+        # By the identity of the fields, which the block keeps: their hash takes long.
+        self._filling: dict[int, Block] = {}
         self._frozen: weakref.WeakSet[FrozenMemory] = weakref.WeakSet()
 
     @property
     def listed(self) -> Stretch:  # noqa: D102
+        self._list_all()
         return Stretch(self._table, self._start, len(self._table))
+
+    def __len__(self) -> int:
+        """Return the number of rows listed."""
+        return len(self._table) - self._start + len(self._unlisted)
 
     @property
     def next_trajectory_id(self) -> int:  # noqa: D102
         return self._next_id
 
     def keeps(self, uuid: str) -> bool:  # noqa: D102
-        return uuid in self._items
+        return isinstance(self._items.get(uuid), NewTrajectory)
 
     def schema(self, row: Row) -> Schema:  # noqa: D102
-        return self._item(row).encoded.header.schema
+        item = self._item(row)
+        if isinstance(item, InBlock):
+            return item.layout.schema
+        return item.encoded.header.schema
 
     def open_archive(self, row: Row) -> TrajectoryArchive:  # noqa: D102
-        return TrajectoryArchive(self._item(row).encoded.data, name=known_name(row))
+        item = self._item(row)
+        if isinstance(item, NewTrajectory):
+            return TrajectoryArchive(item.encoded.data, name=known_name(row))
+        encoded = encode_trajectory(item.unpack(), uuid=row.uuid, codec=self._codec)
+        return TrajectoryArchive(encoded.data, name=known_name(row))
 
-    def _item(self, row: Row) -> NewTrajectory:
+    def read_trajectory(self, row: Row) -> Trajectory:  # noqa: D102
+        item = self._item(row)
+        if isinstance(item, InBlock):
+            return item.unpack()
+        return super().read_trajectory(row)
+
+    def tags(self, row: Row) -> dict[str, Any]:  # noqa: D102
+        item = self._item(row)
+        if isinstance(item, InBlock):
+            return describe_trajectory(item.unpack())[1]
+        return row.tags
+
+    def packed_rows(self, numbers: IntArray) -> PackedRows | None:  # noqa: D102
+        if not self._blocks:
+            return None
+        places = self._places.values[numbers]
+        distinct, which = np.unique(places["block"], return_inverse=True)
+        num_nowhere = int(np.searchsorted(distinct, 0))
+        blocks = [self._blocks[n] for n in distinct[num_nowhere:].tolist()]
+        return PackedRows(blocks, which.reshape(-1) - num_nowhere, places["start"])
+
+    def _item(self, row: Row) -> NewTrajectory | InBlock:
         item = self._items.get(row.uuid)
         if item is None:
             raise NotFoundError(f"{known_name(row)} is no longer in memory")
         return item
 
     def append(self, items: Sequence[NewTrajectory]) -> None:  # noqa: D102
+        self._list_all()
         self._items.update({item.row.uuid: item for item in items})
-        self._table = self._table.appended(Rows.of([item.row for item in items]))
-        self._next_id = max(
-            [self._next_id, *(item.row.trajectory_id + 1 for item in items)]
-        )
+        nowhere = np.array([(_NOWHERE, 0)] * len(items), _PLACE)
+        self._extend([item.row for item in items], nowhere)
+
+    def take(
+        self,
+        trajectories: Sequence[EncodedTrajectory | PackedTrajectory],
+        *,
+        trajectory_id: int,
+    ) -> None:
+        """Add trajectories with the ids from `trajectory_id` on."""
+        for number, one in enumerate(trajectories, trajectory_id):
+            if isinstance(one, EncodedTrajectory):
+                self.append([NewTrajectory.of(one, trajectory_id=number)])
+                continue
+            item = self._block_for(one.layout).take(one)
+            self._items[one.uuid] = item
+            self._unlisted.append((_row_of(one, number), item))
+            self._next_id = max(self._next_id, number + 1)
+            if len(self._unlisted) >= _MAX_UNLISTED:
+                self._list_all()
+
+    def _block_for(self, layout: Layout) -> Block:
+        """Return a block with room for a trajectory."""
+        block = self._filling.get(id(layout.fields))
+        if block is None or not block.has_room(layout):
+            full, block = block, Block.after(block, layout)
+            self._filling[id(layout.fields)] = block
+            self._blocks = {**self._blocks, self._num_blocks: block}
+            self._numbers[block] = self._num_blocks
+            self._num_blocks += 1
+            if full is not None and not full.num_kept:
+                self._forget_block(full)
+        return block
+
+    def _forget_block(self, block: Block) -> None:
+        number = self._numbers.pop(block)
+        self._blocks = {n: one for n, one in self._blocks.items() if n != number}
+
+    def _list_all(self) -> None:
+        """List what was taken and is not listed: it costs less for many at once."""
+        if not self._unlisted:
+            return
+        taken, self._unlisted = self._unlisted, []
+        places = [(self._numbers[item.block], item.start) for _, item in taken]
+        self._extend([row for row, _ in taken], np.array(places, _PLACE))
+
+    def _extend(self, rows: Sequence[Row], places: AnyArray) -> None:
+        self._table = self._table.appended(Rows.of(rows))
+        self._places = self._places.extended(places)
+        self._next_id = max([self._next_id, *(row.trajectory_id + 1 for row in rows)])
 
     @property
     def mark(self) -> int:  # noqa: D102
-        return self._num_cut + len(self._table)
+        return self._num_cut + len(self._table) + len(self._unlisted)
 
     def after(self, listed: Stretch, mark: int) -> Stretch:  # noqa: D102
         start = min(max(listed.start, mark - self._num_cut), listed.stop)
@@ -82,6 +200,8 @@ class MemoryStore(TrajectoryStore):
             Their uuids.
         """
         stop = self._start + count
+        if stop > len(self._table):
+            self._list_all()
         uuids = [self._table.rows.uuid(n) for n in range(self._start, stop)]
         dropped = {uuid: self._items[uuid] for uuid in uuids}
         # The items are shared, and another thread may look for one: so a copy has it
@@ -89,13 +209,22 @@ class MemoryStore(TrajectoryStore):
         for copy in self._frozen:
             copy.kept.update(dropped)
         for uuid in uuids:
-            del self._items[uuid]
+            self._leave_block(self._items.pop(uuid))
         self._start = stop
         if stop > max(_MIN_FORGOTTEN, len(self._table) // 2):
             self._table = RowTable.of(self.listed.rows)
+            places = self._places.values[stop:]
+            self._places = GrowingArray.empty(_PLACE).extended(places)
             self._num_cut += stop
             self._start = 0
         return uuids
+
+    def _leave_block(self, item: NewTrajectory | InBlock) -> None:
+        if isinstance(item, InBlock):
+            item.block.num_kept -= 1
+            is_full = item.block is not self._filling.get(id(item.block.fields))
+            if is_full and not item.block.num_kept:
+                self._forget_block(item.block)
 
     def discard(self, uuids: Collection[str]) -> None:
         """Forget some trajectories, those that are here; quick for the oldest."""
@@ -105,24 +234,23 @@ class MemoryStore(TrajectoryStore):
             self.drop_first(len(here))
             return
         kept = self.without(here)
-        self._start_anew()
-        self.append(list(kept._items.values()))
+        self._forget_all()
+        self.append([item for item in kept._items.values() if _is_archive(item)])
 
     def without(self, uuids: Collection[str]) -> MemoryStore:
-        """Return a store of what is here less some trajectories."""
-        store, gone = MemoryStore(), set(uuids)
-        store.append([i for uuid, i in self._items.items() if uuid not in gone])
+        """Return a store of the archives that are here less some."""
+        store, gone = MemoryStore(codec=self._codec), set(uuids)
+        kept = [item for uuid, item in self._items.items() if uuid not in gone]
+        store.append([item for item in kept if _is_archive(item)])
         return store
 
-    def _start_anew(self) -> None:
+    def _forget_all(self) -> None:
         self._num_cut = self.mark
         self._items = {}  # another one: frozen copies keep theirs
-        self._table = RowTable.empty()
-        self._start = 0
-        self._frozen = weakref.WeakSet()
+        self._start_anew()
 
     def remove_all(self, *, reason: str) -> None:  # noqa: D102
-        self._start_anew()
+        self._forget_all()
 
 
 class FrozenMemory(MemoryStore):
@@ -134,13 +262,15 @@ class FrozenMemory(MemoryStore):
 
     def __init__(self, store: MemoryStore) -> None:
         """Hold what `store` holds now."""
-        super().__init__()
+        super().__init__(codec=store._codec)
+        store._list_all()
         self._items, self._table = store._items, store._table
+        self._places, self._blocks = store._places, store._blocks
         self._start, self._num_cut = store._start, store._num_cut
         self._next_id = store._next_id
-        self.kept: dict[str, NewTrajectory] = {}
+        self.kept: dict[str, NewTrajectory | InBlock] = {}
 
-    def _item(self, row: Row) -> NewTrajectory:
+    def _item(self, row: Row) -> NewTrajectory | InBlock:
         # Looked for in this order, since items go from the one to the other.
         return (
             self._items.get(row.uuid) or self.kept.get(row.uuid) or super()._item(row)
@@ -148,3 +278,29 @@ class FrozenMemory(MemoryStore):
 
     def frozen(self) -> MemoryStore:  # noqa: D102
         return self
+
+
+def _is_archive(item: NewTrajectory | InBlock) -> TypeGuard[NewTrajectory]:
+    return isinstance(item, NewTrajectory)
+
+
+def _row_of(one: PackedTrajectory, trajectory_id: int) -> Row:
+    """Return the row of a trajectory that is no archive yet."""
+    layout = one.layout
+    return Row(
+        uuid=one.uuid,
+        trajectory_id=trajectory_id,
+        model_weights_id=one.model_weights_id,
+        num_steps=layout.num_steps,
+        num_envs=layout.num_envs,
+        shape=layout.shape,
+        max_episode_length=one.max_episode_length,
+        size=0,
+        crc=0,
+        schema=_schema_id_of(layout),
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _schema_id_of(layout: Layout) -> str:
+    return schema_id(layout.schema)

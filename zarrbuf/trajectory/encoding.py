@@ -7,9 +7,9 @@ Nothing of the caller's memory is kept. No I/O.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -25,12 +25,15 @@ from zarrbuf.archive.spec import (
     STORED_DTYPE,
     TENSOR_FIELDS,
     AnyArray,
+    BatchField,
     FieldSpec,
+    Schema,
     batch_fields,
     encode_key,
     is_nested,
     is_own_name,
     is_weights_id,
+    sorted_fields,
 )
 from zarrbuf.archive.zarr_json import (
     METADATA_NAME,
@@ -61,6 +64,11 @@ MAX_DEPTH: Final = 32
 
 
 _ALONE: Final = Workers(1)
+_STORED: Final = {
+    getattr(torch, name): getattr(torch, stored)
+    for name, stored in STORED_DTYPE.items()
+}
+"""torch dtype -> that of the stored array."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,16 @@ class EncodedTrajectory:
     crc: int
     tags: dict[str, Any]
 
+    @property
+    def fields(self) -> Sequence[BatchField]:
+        """The fields of batches, by name."""
+        return sorted_fields(self.header.schema)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in the trajectory, `T * B`."""
+        return self.header.num_steps * self.header.num_envs
+
 
 def encode_trajectory(
     trajectory: Any,
@@ -100,19 +118,9 @@ def encode_trajectory(
     Raises:
         InvalidInputError: naming the field that cannot be stored and what is allowed.
     """
-    leaves, non_tensor = _collect(trajectory)
-    first = _first_shape(leaves)
-    num_steps, num_envs = first[:2]
-    schema, arrays = _arrays(leaves, num_steps, num_envs)
-    header = TrajectoryHeader(
-        uuid,
-        num_steps,
-        num_envs,
-        _max_episode_length(trajectory),
-        _model_weights_id(trajectory),
-        schema,
-        non_tensor,
-    )
+    collected = collect(trajectory)
+    first, schema, arrays = _fields_of(collected)
+    header = _header(collected, uuid, first, schema)
     attributes = header.to_attributes()
     _check_attributes(attributes)
     data = encode_archive(
@@ -121,8 +129,82 @@ def encode_trajectory(
         codec=codec,
         encode_rows=functools.partial(encode_rows, workers=workers),
     )
-    tags = _tags(arrays, num_steps)
+    tags = _tags(arrays, first[0])
     return EncodedTrajectory(data, header, first, crc32c(data), tags)
+
+
+class Collected(NamedTuple):
+    """What a trajectory has, each value checked by itself.
+
+    Attributes:
+        leaves: field path -> tensor.
+        non_tensor: values that are no tensors, as a tree of JSON values.
+        max_episode_length: steps; None if it was not told.
+        model_weights_id: the policy that drove it.
+    """
+
+    leaves: Mapping[str, Tensor]
+    non_tensor: Mapping[str, Any]
+    max_episode_length: int | None
+    model_weights_id: str
+
+
+def collect(trajectory: Any) -> Collected:
+    """Split a trajectory into tensors by field path and other values.
+
+    Raises:
+        InvalidInputError: naming a value of a kind that is not kept.
+    """
+    leaves, non_tensor = _collect(trajectory)
+    return Collected(
+        leaves,
+        non_tensor,
+        _max_episode_length(trajectory),
+        _model_weights_id(trajectory),
+    )
+
+
+def describe_fields(collected: Collected) -> tuple[tuple[int, ...], Schema]:
+    """Return the shape with T and B, and the fields, of what was collected.
+
+    Raises:
+        InvalidInputError: naming the field that cannot be stored.
+    """
+    first, schema, _ = _fields_of(collected)
+    return first, schema
+
+
+def check_non_tensor(
+    collected: Collected, shape: tuple[int, ...], schema: Schema
+) -> None:
+    """Check that the values that are no tensors can be stored with these fields.
+
+    Raises:
+        InvalidInputError: if they cannot.
+    """
+    header = _header(collected, "0" * 32, shape, schema)
+    _check_attributes(header.to_attributes())
+
+
+def _fields_of(
+    collected: Collected,
+) -> tuple[tuple[int, ...], dict[str, FieldSpec], dict[str, FieldArray]]:
+    first = _first_shape(collected.leaves)
+    return first, *_arrays(collected.leaves, *first[:2])
+
+
+def _header(
+    collected: Collected, uuid: str, shape: tuple[int, ...], schema: Schema
+) -> TrajectoryHeader:
+    return TrajectoryHeader(
+        uuid,
+        shape[0],
+        shape[1],
+        collected.max_episode_length,
+        collected.model_weights_id,
+        schema,
+        collected.non_tensor,
+    )
 
 
 def trajectory_shape(trajectory: Any) -> tuple[int, ...]:
@@ -257,6 +339,8 @@ def _collect_dict(
 
 
 def _as_tensor(value: Any, name: str) -> Tensor:
+    if type(value) is torch.Tensor and _is_kept(value):
+        return value
     if isinstance(value, MaskedArray):
         raise InvalidInputError(
             f"{name} is a masked array; a plain array or a tensor is needed"
@@ -272,15 +356,20 @@ def _as_tensor(value: Any, name: str) -> Tensor:
         raise InvalidInputError(
             f"{name} is a {type(value).__name__}; a tensor is needed"
         )
-    dtype = str(value.dtype).removeprefix("torch.")
-    dense = value.layout == torch.strided and not (value.is_nested or value.is_meta)
-    if dtype not in STORED_DTYPE or not dense or value.ndim > MAX_DIMS:
+    if not _is_kept(value):
+        dtype = str(value.dtype).removeprefix("torch.")
         raise InvalidInputError(
             f"{name} is a tensor of dtype {dtype} and layout {value.layout} on "
             f"{value.device}; allowed are dense tensors with data, of at most "
             f"{MAX_DIMS} dimensions, of {', '.join(STORED_DTYPE)}"
         )
     return value
+
+
+def _is_kept(tensor: Tensor) -> bool:
+    is_dense = tensor.layout is torch.strided and not tensor.is_nested
+    is_there = is_dense and not tensor.is_meta
+    return is_there and tensor.dtype in _STORED and tensor.ndim <= MAX_DIMS
 
 
 def _check_attributes(attributes: Mapping[str, Any]) -> None:
@@ -340,7 +429,7 @@ def _field_array(
     shape = tuple(tensor.shape)
     if tensor.ndim < 2 or is_nested(path):
         spec = FieldSpec(dtype, (), "whole")
-        return spec, FieldArray((_to_numpy(tensor),), dtype)
+        return spec, FieldArray((to_stored(tensor),), dtype)
     rows = EXTRA_ROWS.get(path, "step")
     extra = shape[0] - num_steps
     is_cut_by_epoch = rows != "step" and extra > 0
@@ -365,16 +454,18 @@ def _field_array(
             f"{MAX_CHUNK_BYTES} are allowed"
         )
     time_name = time_dimension(rows, shape[0], num_steps)
-    parts = tuple(_to_numpy(part) for part in tensors)
+    parts = tuple(to_stored(part) for part in tensors)
     return spec, FieldArray(parts, dtype, time_name)
 
 
-def _to_numpy(tensor: Tensor) -> AnyArray:
+def to_stored(tensor: Tensor) -> AnyArray:
     """View a tensor as the stored dtype, copied only if it is not dense on the CPU."""
-    tensor = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    name = str(tensor.dtype).removeprefix("torch.")
-    if STORED_DTYPE[name] != name:
-        tensor = tensor.view(getattr(torch, STORED_DTYPE[name]))
+    is_plain = tensor.is_cpu and tensor.is_contiguous()
+    if not is_plain or tensor.requires_grad or tensor.is_conj() or tensor.is_neg():
+        tensor = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    stored = _STORED[tensor.dtype]
+    if stored is not tensor.dtype:
+        tensor = tensor.view(stored)
     array: AnyArray = tensor.numpy()
     return array
 

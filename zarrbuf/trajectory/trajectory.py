@@ -6,7 +6,8 @@ With `encoding` the one place between torch and the torch-free format; no I/O.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
@@ -131,29 +132,52 @@ def decode_trajectory(archive: TrajectoryArchive) -> Trajectory:
         FormatError: if the archive is damaged.
     """
     header = archive.header
+    return assemble(
+        _stored_tensors(archive),
+        header.non_tensor,
+        max_episode_length=header.max_episode_length,
+        model_weights_id=header.model_weights_id,
+        name=archive.name,
+    )
+
+
+def assemble(
+    tensors: Iterable[tuple[str, Tensor]],
+    non_tensor: Mapping[str, Any],
+    *,
+    max_episode_length: int | None,
+    model_weights_id: str,
+    name: str,
+) -> Trajectory:
+    """Make a trajectory of tensors by field path and values that are no tensors.
+
+    Raises:
+        FormatError: if two of them claim one name, or the values are not what is
+            stored; `name` says of what.
+    """
     tree: dict[str, Any] = {}
-    for name in DICT_FIELDS:
-        if name in header.non_tensor:
-            tree[name] = _decode_plain(archive, name)
-    for path, tensor in _stored_tensors(archive):
+    for field_name in DICT_FIELDS:
+        if field_name in non_tensor:
+            tree[field_name] = _decode_plain(non_tensor, field_name, name)
+    for path, tensor in tensors:
         if not _put(tree, path, tensor):
-            raise FormatError(f"{archive.name}: two values claim the name {path!r}")
+            raise FormatError(f"{name}: two values claim the name {path!r}")
     return make_trajectory(
         {
-            "max_episode_length": header.max_episode_length,
-            "model_weights_id": header.model_weights_id,
+            "max_episode_length": max_episode_length,
+            "model_weights_id": model_weights_id,
             **tree,
         }
     )
 
 
-def _decode_plain(archive: TrajectoryArchive, name: str) -> Any:
+def _decode_plain(non_tensor: Mapping[str, Any], field_name: str, name: str) -> Any:
     try:
-        values = from_json(archive.header.non_tensor[name])
+        values = from_json(non_tensor[field_name])
     except ValueError as exc:
-        raise FormatError(f"{archive.name}: {name}: {exc}") from exc
+        raise FormatError(f"{name}: {field_name}: {exc}") from exc
     if not isinstance(values, dict):
-        raise FormatError(f"{archive.name}: {name} is no dict")
+        raise FormatError(f"{name}: {field_name} is no dict")
     return values
 
 
@@ -177,13 +201,18 @@ def fields_of(trajectory: Any) -> dict[str, Any]:
 
     Of objects that are no dataclasses, those that RLinf's trajectories have.
     """
-    if dataclasses.is_dataclass(trajectory):
-        names = [one.name for one in fields(trajectory)]
-    else:
-        names = sorted(KNOWN_FIELDS)
+    kind: Any = type(trajectory)
+    names = list(_names_of(kind))
     if isinstance(trajectory, Trajectory):
         names += [name for name in vars(trajectory) if name not in KNOWN_FIELDS]
     return {name: getattr(trajectory, name, None) for name in names}
+
+
+@functools.lru_cache(maxsize=64)
+def _names_of(kind: type) -> Sequence[str]:
+    if dataclasses.is_dataclass(kind):
+        return [one.name for one in fields(kind)]
+    return sorted(KNOWN_FIELDS)
 
 
 def _stored_tensors(archive: TrajectoryArchive) -> Iterator[tuple[str, Tensor]]:
