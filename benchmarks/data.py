@@ -97,6 +97,34 @@ class DataSet:
             yield make_trajectory(rollouts, self, number, rng)
 
 
+@dataclass(frozen=True)
+class Transitions(DataSet):
+    """Trajectories of one transition, as RLinf's RLT worker adds them.
+
+    Fourteen tensors of features, states and actions; no images, no extra rows.
+    """
+
+    num_trajectories: int = 10_000
+    num_steps: int = 1
+    num_envs: int = 1
+    frame: tuple[int, int] | None = None
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of one sample, about."""
+        return 1_500
+
+    @property
+    def content(self) -> str:
+        """What is in it, for people."""
+        return f"{self.num_trajectories:,} trajectories of one transition"
+
+    def __iter__(self) -> Iterator[Trajectory]:
+        """Make the trajectories, one after the other."""
+        for number in range(self.num_trajectories):
+            yield make_transition(torch.Generator().manual_seed(number))
+
+
 @functools.cache
 def load_rollouts(folder: Path = FOLDER) -> list[Rollout]:
     """Read the rollouts, unpacked, in order of their names; 105 MB that are kept."""
@@ -263,6 +291,33 @@ def _make_images(
     return images
 
 
+def make_transition(generator: torch.Generator) -> Trajectory:
+    """Make a trajectory of one transition of one environment."""
+
+    def values(*shape: int) -> torch.Tensor:
+        return torch.randn(1, 1, *shape, generator=generator)
+
+    def flag() -> torch.Tensor:
+        return torch.zeros(1, 1, 1, dtype=torch.bool)
+
+    return Trajectory(
+        max_episode_length=1,
+        model_weights_id="benchmark",
+        actions=values(80),
+        intervene_flags=flag(),
+        rewards=values(1),
+        terminations=flag(),
+        truncations=flag(),
+        dones=flag(),
+        prev_logprobs=values(1),
+        prev_values=values(1),
+        versions=values(1),
+        forward_inputs={"action": values(80)},
+        curr_obs={"features": values(80), "states": values(14)},
+        next_obs={"features": values(80), "states": values(14)},
+    )
+
+
 def fields_of(trajectory: Trajectory) -> Flat:
     """Return the tensors of a trajectory by path, as they are."""
     flat = {
@@ -270,7 +325,7 @@ def fields_of(trajectory: Trajectory) -> Flat:
         for name, value in vars(trajectory).items()
         if isinstance(value, torch.Tensor)
     }
-    for group in ("curr_obs", "next_obs"):
+    for group in ("curr_obs", "next_obs", "forward_inputs"):
         for name, value in getattr(trajectory, group).items():
             flat[f"{group}/{name}"] = value
     return flat
@@ -282,9 +337,13 @@ def flatten(trajectory: Trajectory) -> Flat:
     Row `t * B + b` is environment b at step t; extra first rows are left out. Nothing
     is copied where there are none.
     """
+    fields = fields_of(trajectory)
+    extra = {
+        name: len(fields[name]) - len(fields["rewards"]) for name in EXTRA_FIRST_ROW
+    }
     return {
-        name: (value[1:] if name in EXTRA_FIRST_ROW else value).flatten(0, 1)
-        for name, value in fields_of(trajectory).items()
+        name: value[extra.get(name, 0) :].flatten(0, 1)
+        for name, value in fields.items()
     }
 
 

@@ -21,6 +21,7 @@ from benchmarks.measures import (
     scale,
     states,
     threads,
+    transitions,
     viewing,
 )
 from benchmarks.options import Options, say
@@ -30,6 +31,7 @@ Part = Callable[[Options], list[str]]
 PARTS: Final[Mapping[str, tuple[str, Part]]] = {
     "batches": ("Batches and storing", batches.run),
     "states": ("Without images", states.run),
+    "transitions": ("Trajectories of one transition", transitions.run),
     "threads": ("Two threads", threads.run),
     "frames": ("Frames of other sizes", frames.run),
     "cold": ("Cold page cache", cold.run),

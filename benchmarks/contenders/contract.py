@@ -17,6 +17,8 @@ from benchmarks.data import DataSet, Flat
 from zarrbuf import Trajectory
 
 SEED: Final = 1234
+WINDOW: Final = 50_000
+"""Trajectories that buffers in memory keep, as RLinf's configs of transitions ask."""
 
 
 class Contender(abc.ABC):

@@ -1,4 +1,4 @@
-"""Contenders that keep files: zarrbuf, TorchRL's memmap, whole `.pt` files."""
+"""Contenders that keep files, or could: zarrbuf, TorchRL, whole `.pt` files."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import torch
 from tensordict import TensorDict
-from torchrl.data import LazyMemmapStorage, ReplayBuffer
+from torchrl.data import LazyMemmapStorage, LazyTensorStorage, ReplayBuffer
 
-from benchmarks.contenders.contract import Contender, groups
+from benchmarks.contenders.contract import WINDOW, Contender, groups
 from benchmarks.data import DataSet, Flat, flatten
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 
@@ -65,6 +65,28 @@ class Zarrbuf(Contender):
     def close(self) -> None:  # noqa: D102
         self._writer.close()
         self._reader.close()
+
+
+class ZarrbufInMemory(Contender):
+    """zarrbuf with `auto_save=False`."""
+
+    name = "zarrbuf, in memory"
+
+    def __init__(self, folder: Path, data: DataSet) -> None:  # noqa: D107
+        super().__init__(folder, data)
+        self._buffer = TrajectoryReplayBuffer(sample_window_size=WINDOW)
+
+    def add(self, trajectory: Trajectory) -> None:  # noqa: D102
+        self._buffer.add_trajectories([trajectory])
+
+    def seed(self, seed: int) -> None:  # noqa: D102
+        self._buffer.manual_seed(seed)
+
+    def sample(self, count: int) -> Any:  # noqa: D102
+        return self._buffer.sample(count)
+
+    def close(self) -> None:  # noqa: D102
+        self._buffer.close()
 
 
 class ZarrbufZstd(Zarrbuf):
@@ -133,8 +155,11 @@ class TorchrlMemmap(Contender):
 
     def __init__(self, folder: Path, data: DataSet) -> None:  # noqa: D107
         super().__init__(folder, data)
-        self.storage = LazyMemmapStorage(data.num_samples, scratch_dir=folder)
+        self.storage = self._new_storage()
         self._buffer = ReplayBuffer(storage=self.storage, batch_size=256)
+
+    def _new_storage(self) -> LazyTensorStorage:
+        return LazyMemmapStorage(self.data.num_samples, scratch_dir=self.folder)
 
     def add(self, trajectory: Trajectory) -> None:  # noqa: D102
         flat = flatten(trajectory)
@@ -146,6 +171,15 @@ class TorchrlMemmap(Contender):
 
     def sample(self, count: int) -> Any:  # noqa: D102
         return self.storage.get(self.draw(count))
+
+
+class TorchrlTensors(TorchrlMemmap):
+    """The same in memory."""
+
+    name = "TorchRL `LazyTensorStorage`"
+
+    def _new_storage(self) -> LazyTensorStorage:
+        return LazyTensorStorage(self.data.num_samples)
 
 
 class WholeFiles(Contender):

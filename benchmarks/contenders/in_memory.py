@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.contenders.contract import Contender
+from benchmarks.contenders.contract import WINDOW, Contender
 from benchmarks.data import DataSet, Flat, fields_of, flatten
 from zarrbuf import Trajectory
 
@@ -148,3 +148,64 @@ class CopiedIn(Contender):
 
     def close(self) -> None:  # noqa: D102
         self._kept.clear()
+
+
+class RlinfSlots(Contender):
+    """RLinf's algorithm for `auto_save=False`: a slot of rows for each trajectory.
+
+    One tensor a field has room for the whole window. A batch finds the trajectory of
+    each draw with `bucketize`, groups the draws by trajectory, asks which of them are
+    kept, and fills itself by row numbers.
+    """
+
+    name = "RLinf's slots in memory"
+
+    def __init__(self, folder: Path, data: DataSet) -> None:  # noqa: D107
+        super().__init__(folder, data)
+        self._fields: Flat = {}
+        self._slots: dict[int, int] = {}
+        self._num_samples: list[int] = []
+        self._window: tuple[int, torch.Tensor] = 0, torch.zeros(0, dtype=torch.int64)
+
+    def add(self, trajectory: Trajectory) -> None:  # noqa: D102
+        number, each = len(self._num_samples), self.data.samples_each
+        slot = number % WINDOW
+        for name, value in flatten(trajectory).items():
+            if name not in self._fields:
+                shape = (WINDOW * each, *value.shape[1:])
+                self._fields[name] = value.new_empty(shape)
+            self._fields[name][slot * each : (slot + 1) * each] = value
+        self._slots.pop(number - WINDOW, None)
+        self._slots[number] = slot
+        self._num_samples.append(each)
+
+    def sample(self, count: int) -> Any:  # noqa: D102
+        if self._window[0] != len(self._num_samples):
+            sizes = torch.tensor(self._num_samples[-WINDOW:])
+            self._window = len(self._num_samples), sizes.cumsum(0)
+        ends = self._window[1]
+        first = len(self._num_samples) - len(ends)
+        draws = self.draw(count)
+        where = torch.bucketize(draws, ends, right=True)
+        starts = torch.cat([ends.new_zeros(1), ends[:-1]])
+        inside = draws - starts[where]
+        by_trajectory: dict[int, list[tuple[int, int]]] = {}
+        for row in range(count):
+            place = int(inside[row])
+            by_trajectory.setdefault(first + int(where[row]), []).append((row, place))
+        numbers = first + where
+        is_kept = torch.isin(numbers, torch.tensor(list(self._slots)))
+        assert bool(is_kept.all()), "all of the window are kept"
+        slots = torch.tensor([self._slots[number] for number in numbers.tolist()])
+        rows = slots * self.data.samples_each + inside
+        batch: Flat = {}
+        for name, value in self._fields.items():
+            batch[name] = value.new_empty((count, *value.shape[1:]))
+            batch[name][torch.arange(count)] = value[rows]
+        return batch
+
+    def disk_bytes(self) -> int:  # noqa: D102
+        return 0
+
+    def close(self) -> None:  # noqa: D102
+        self._fields = {}
