@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import statistics
+import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ import zarrbuf.sampling.batch_reader
 from zarrbuf import Trajectory, TrajectoryReplayBuffer, list_buffer
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.replay.held_memory import held_bytes
+from zarrbuf.sampling.field_tables import SmallTables
 from zarrbuf.trajectory import packing
 
 
@@ -184,6 +189,141 @@ def test_what_is_refused_changes_nothing() -> None:
         buffer.add_trajectories([transition(3), bad])
     assert len(buffer) == buffer.window_samples == 1
     assert_same_batch(buffer.sample(5), draw([transition(1)], 5, generator(4)))
+
+
+def test_what_fails_halfway_adds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer = TrajectoryReplayBuffer(seed=4)
+    buffer.add_trajectories([transition(0)])
+    take, taken = packing.Block.take, []
+
+    def fill_up(self: packing.Block, one: packing.PackedTrajectory) -> Any:
+        taken.append(one)
+        if len(taken) == 3:
+            raise MemoryError("no memory")
+        return take(self, one)
+
+    monkeypatch.setattr(packing.Block, "take", fill_up)
+    with pytest.raises(MemoryError):
+        buffer.add_trajectories([transition(n) for n in range(1, 5)])
+    monkeypatch.undo()
+    assert len(buffer) == buffer.window_samples == 1
+    buffer.add_trajectories([transition(5)])
+    assert buffer._trajectory_id_list == [0, 1]
+    expected = draw([transition(0), transition(5)], 20, generator(4))
+    assert_same_batch(buffer.sample(20), expected)
+
+
+@pytest.mark.parametrize("kind", ["one schema", "many schemas"])
+def test_blocks_go_with_what_lay_in_them(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "_MAX_LAYOUTS", 20)
+    buffer = TrajectoryReplayBuffer(seed=4, sample_window_size=5)
+    for number in range(300):
+        one = transition(number)
+        if kind == "many schemas":
+            one.forward_inputs = {f"x{number}": torch.rand(1, 1, 3)}
+        else:  # of many layouts: what is not drawn has another shape each time
+            one.forward_inputs["whole"] = torch.rand(number + 1)
+        buffer.add_trajectories([one])
+        store = buffer._live._store
+        assert len(store._blocks) <= 7  # type: ignore[attr-defined]
+        assert len(store._filling) <= 7  # type: ignore[attr-defined]
+    assert len(buffer.sample(9)["rewards"]) == 9
+
+
+def test_layouts_take_little_beside_the_data() -> None:
+    buffer = TrajectoryReplayBuffer(seed=4, sample_window_size=100)
+    added = [
+        Trajectory(
+            rewards=torch.rand(steps, 1, 2),
+            dones=torch.zeros(steps + 1, 1, 1, dtype=torch.bool),
+            truncations=torch.zeros(steps + 1, 1, 1, dtype=torch.bool),
+        )
+        for steps in range(2000, 2300)
+    ]
+    buffer.add_trajectories(added)
+    assert held_bytes(buffer) <= 1.5 * held_bytes(added[-100:]) + (2 << 20)
+    per_layout = held_bytes(packing._LAYOUTS) / len(packing._LAYOUTS)
+    assert per_layout < 1000
+
+
+def test_two_threads_that_draw_take_the_rows_of_the_right_blocks() -> None:
+    """Both find that a block has no number, and give it one at once."""
+    both = threading.Barrier(2)
+
+    class Slow(dict[Any, Any]):
+        def get(self, key: Any, default: Any = None) -> Any:
+            found = super().get(key, default)
+            with suppress(threading.BrokenBarrierError):
+                both.wait(timeout=0.2)
+            return found
+
+    buffer = TrajectoryReplayBuffer(seed=4, sample_window_size=0)
+    buffer.add_trajectories([small(number) for number in range(40)])
+    window = buffer._live.window()
+    tables = SmallTables(window.index, window.fields, num_dropped=0)
+    tables._numbers = Slow()
+    blocks = list(buffer._live._store._blocks.values())  # type: ignore[attr-defined]
+    assert len(blocks) > 1
+
+    def number(some: list[packing.Block]) -> list[bool]:
+        return [tables._blocks[tables._number(one)] is one for one in some]
+
+    with ThreadPoolExecutor(2) as pool:
+        right = list(pool.map(number, [blocks, blocks[::-1]]))
+    assert all(map(all, right))
+
+
+@pytest.mark.parametrize("to", ["zarr", "pt"])
+def test_archives_that_are_made_to_be_saved_are_not_kept(
+    to: str, tmp_path: Path
+) -> None:
+    buffer = TrajectoryReplayBuffer(seed=4, trajectory_format=to)
+    added = [transition(number) for number in range(20)]
+    buffer.add_trajectories(added)
+    before = held_bytes(buffer)
+    buffer.save_checkpoint(tmp_path / "x")
+    for number, one in enumerate(added):
+        assert_same_value(vars(buffer.load_trajectory(number)), vars(one), "one")
+    assert held_bytes(buffer) <= before + 4096
+
+
+@pytest.mark.parametrize("kind", ["packed", "archives"])
+def test_clearing_while_another_thread_adds_leaves_a_buffer_that_works(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "archives":
+        monkeypatch.setattr(
+            "zarrbuf.replay.buffer.pack_trajectory", lambda *_, **__: None
+        )
+    added = [transition(number) for number in range(60)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for _ in range(60):
+            buffer = TrajectoryReplayBuffer(seed=4, sample_window_size=100)
+            is_over = threading.Event()
+
+            def add(
+                buffer: TrajectoryReplayBuffer = buffer,
+                is_over: threading.Event = is_over,
+            ) -> None:
+                while not is_over.is_set():
+                    buffer.add_trajectories(added[:10])
+
+            with ThreadPoolExecutor(1) as pool:
+                adding = pool.submit(add)
+                for _ in range(5):
+                    buffer.clear()
+                is_over.set()
+                adding.result()
+            buffer.clear()
+            buffer.add_trajectories(added)
+            expected = draw(added, 30, generator(4))
+            assert_same_batch(buffer.sample(30), expected)
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_no_loop_is_compiled_for_what_needs_none(

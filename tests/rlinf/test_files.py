@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pickle
@@ -227,8 +228,13 @@ def test_only_one_format_a_folder(folder: Path) -> None:
         RlinfStore.open(folder / "nowhere")
 
 
-@pytest.mark.parametrize("number", [2**62, 2**63, 2**64])
-@pytest.mark.parametrize("where", ["id", "length", "counter", "seed"])
+@pytest.mark.parametrize(
+    ("where", "number"),
+    [
+        *itertools.product(["id", "counter", "seed"], [2**62, 2**63, 2**64]),
+        *itertools.product(["length"], [2**63, 2**64]),
+    ],
+)
 def test_numbers_beyond_64_bits_are_refused(
     folder: Path, number: int, where: str
 ) -> None:
@@ -290,3 +296,17 @@ def test_a_dangling_link_is_named(folder: Path) -> None:
     victim.symlink_to(folder / "nowhere")
     with pytest.raises(NotFoundError, match="trajectory_0_"):
         read_index(folder)
+
+
+@pytest.mark.parametrize("to", ["zarr", "pt", "pkl"])
+@pytest.mark.parametrize("length", [0, 2**62, 2**63 - 1, -(2**62) - 1])
+def test_a_length_that_was_taken_is_loaded_again(
+    tmp_path: Path, to: str, length: int
+) -> None:
+    buffer = TrajectoryReplayBuffer(trajectory_format=to)
+    one = Trajectory(max_episode_length=length, rewards=torch.ones(1, 1, 1))
+    buffer.add_trajectories([one])
+    buffer.save_checkpoint(tmp_path / "x")
+    again = TrajectoryReplayBuffer()
+    again.load_checkpoint(tmp_path / "x")
+    assert again.load_trajectory(0).max_episode_length == length

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from support.trajectories import assert_same_value, trajectories
 
 from zarrbuf import Trajectory
+from zarrbuf.archive.spec import step_rows
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.trajectory import packing
 from zarrbuf.trajectory.archived import TrajectoryArchive
@@ -119,6 +120,8 @@ def test_what_is_large_is_left_to_archives(more: dict[str, Any]) -> None:
         ({"forward_inputs": {"x": {1, 2}}}, "set"),
         ({"forward_inputs": {"": 1}}, "key"),
         ({"model_weights_id": "a/b"}, "model_weights_id"),
+        ({"model_weights_id": "a\ud800"}, "half surrogate pairs"),
+        ({"actions": torch.zeros(1, 1, 0, 2**31)}, r"less than 2\*\*31"),
         ({"max_episode_length": "x"}, "max_episode_length"),
         ({"rewards": None, "actions": None}, "no field that says T and B"),
     ],
@@ -163,3 +166,27 @@ def test_layouts_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -
         item = in_block(Trajectory(rewards=rewards))
         assert np.array_equal(item.table["rewards"][0], rewards[0, 0].numpy())
         assert len(packing._LAYOUTS) <= 5
+
+
+def test_a_layout_may_be_forgotten_by_another_thread_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Forgetful(dict[Any, Any]):
+        """Has what it is asked for, and not a moment later."""
+
+        def __contains__(self, key: object) -> bool:
+            return True
+
+    monkeypatch.setattr(packing, "_LAYOUTS", Forgetful())
+    assert pack_trajectory(one(), uuid=UUID) is not None
+
+
+@pytest.mark.parametrize("num_epochs", [1, 2, 6])
+def test_extra_rows_are_split_off_as_the_slow_way_does(num_epochs: int) -> None:
+    for rows in ("start", "end", "step"):
+        extra = packing._Extra(rows, 6)  # type: ignore[arg-type]
+        every = np.arange(6 + num_epochs)
+        kept, rest = (every[some] for some in extra.split(len(every)))
+        expected = step_rows(rows, len(every), 6)  # type: ignore[arg-type]
+        assert kept.tolist() == expected.tolist()
+        assert rest.tolist() == np.setdiff1d(every, expected).tolist()

@@ -93,7 +93,17 @@ def is_weights_id(value: Any) -> TypeGuard[str]:
         isinstance(value, str)
         and len(value) <= MAX_WEIGHTS_ID
         and not any(character in value for character in "/\0")
+        and is_text(value)
     )
+
+
+def is_text(value: str) -> bool:
+    """Whether a string can be written as UTF-8: half a surrogate pair cannot."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @functools.lru_cache(maxsize=4096)

@@ -11,7 +11,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 
@@ -23,10 +23,10 @@ from zarrbuf.sampling.window import FieldFinder, LiveRows, Part, Window, known_f
 from zarrbuf.stores.contract import NewTrajectory, TrajectoryStore
 from zarrbuf.stores.in_memory import MemoryStore
 from zarrbuf.stores.write_queue import BackgroundWriter
-from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.encoding import EncodedTrajectory
 from zarrbuf.trajectory.packing import PackedTrajectory
 from zarrbuf.trajectory.same_fields import check_fields
+from zarrbuf.trajectory.trajectory import Trajectory
 
 _LIVE: weakref.WeakSet[LiveSet] = weakref.WeakSet()
 
@@ -134,6 +134,8 @@ class LiveSet:
                     known = {**known, **{field.name: field for field in fields}}
                     checked = fields
             first_id, count = self.next_trajectory_id, len(trajectories)
+            if isinstance(self._store, MemoryStore):  # first: it takes all or none
+                self._store.take(trajectories, trajectory_id=first_id)
             self._known, self._checked = known, checked
             self.next_trajectory_id += count
             self.size += count
@@ -141,7 +143,6 @@ class LiveSet:
             self.total_samples += sum(one.num_samples for one in trajectories)
             self._forget_window()
             if isinstance(self._store, MemoryStore):
-                self._store.take(trajectories, trajectory_id=first_id)
                 self._drop_old(self._store)
                 return
             items = [
@@ -232,8 +233,8 @@ class LiveSet:
         rows = Rows.concat([listed.rows for _, listed in self.parts()])
         return [rows.row(position) for position in range(len(rows))]
 
-    def archive(self, trajectory_id: int) -> TrajectoryArchive:
-        """Return the archive of a trajectory that is listed, window or not.
+    def trajectory(self, trajectory_id: int) -> Trajectory:
+        """Return a trajectory that is listed, window or not.
 
         Raises:
             TrajectoryNotFoundError: if no such id is listed.
@@ -242,7 +243,7 @@ class LiveSet:
             position = listed.find(trajectory_id)
             if position is not None:
                 rows = listed.table.rows
-                return self._reader.archives.whole(rows, position, store)
+                return self._reader.archives.trajectory(rows, position, store)
         ids = self.trajectory_ids
         known = f"{min(ids)} to {max(ids)}" if ids else "none"
         raise TrajectoryNotFoundError(
@@ -391,9 +392,14 @@ class LiveSet:
     def clear(self) -> None:
         """Take everything off the list; what is saved stays on disk."""
         self.writer.flush()
-        with self._store_lock:
+        # What lies in memory is added to under the other lock.
+        is_shared = self._lock if self.is_in_memory else nullcontext()
+        with self._store_lock, is_shared:
             self._store.remove_all(reason="clear")
             mark = self._store.mark
+            self._clear_counts(mark)
+
+    def _clear_counts(self, mark: int) -> None:
         with self._lock:
             self._mark = 0
             self._seen = mark

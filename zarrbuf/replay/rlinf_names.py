@@ -10,7 +10,7 @@ from typing import Any
 from zarrbuf.replay.live_set import LiveSet
 from zarrbuf.rlinf.index import index_entry
 from zarrbuf.trajectory.encoding import flatten_encoded
-from zarrbuf.trajectory.trajectory import Trajectory, decode_trajectory, nest
+from zarrbuf.trajectory.trajectory import Trajectory, nest
 
 
 class RlinfNames:
@@ -25,7 +25,7 @@ class RlinfNames:
             TrajectoryNotFoundError: if the buffer lists no such id.
             FormatError: if it is damaged.
         """
-        return decode_trajectory(self._live.archive(trajectory_id))
+        return self._live.trajectory(trajectory_id)
 
     def _load_trajectory(
         self, trajectory_id: int, model_weights_id: str | None = None

@@ -39,7 +39,6 @@ from zarrbuf.stores.opening import (
 )
 from zarrbuf.stores.rlinf_folder import RlinfStore
 from zarrbuf.trajectory.archived import TrajectoryArchive
-from zarrbuf.trajectory.trajectory import decode_trajectory
 
 
 def save_rows(
@@ -177,20 +176,23 @@ def _copy_archive(
     saved: LiveRows, position: int, storage: Storage, opened: OpenArchives
 ) -> tuple[Row, Schema]:
     """Write an archive, unless it is there from a checkpoint that failed."""
-    archive = saved.archive(position, opened)
     row = saved.row(position)
-    data = bytes(archive.source)
+    encoded = saved.store(position).encoded(row)
+    if encoded is not None:
+        data, schema, tags = encoded.data, encoded.header.schema, encoded.tags
+    else:
+        archive = saved.archive(position, opened)
+        data, schema, tags = bytes(archive.source), archive.header.schema, row.tags
     if storage.create(row.path, data) is Outcome.EXISTS:
         data = storage.read(row.path)
         TrajectoryArchive(data, name=storage.describe(row.path)).check()
-    schema = archive.header.schema
     row = dataclasses.replace(
         row,
         size=len(data),
         crc=crc32c(data),
         schema=schema_id(schema),
         base=0,
-        tags=saved.store(position).tags(row),
+        tags=tags,
     )
     return row, schema
 
@@ -290,5 +292,5 @@ def _file_bytes(
             return store.path_of(row).read_bytes()
         except OSError as exc:
             raise StorageError(f"cannot read {store.path_of(row)}: {exc}") from exc
-    trajectory = decode_trajectory(saved.archive(position, opened))
+    trajectory = saved.trajectory(position, opened)
     return encode_trajectory_file(trajectory, file_format)

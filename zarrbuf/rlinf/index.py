@@ -205,10 +205,17 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise StorageError(f"cannot read {path}: {exc.strerror}") from exc
 
 
-def _integer(value: Mapping[str, Any], key: str, default: int, *, where: str) -> int:
+def _integer(
+    value: Mapping[str, Any],
+    key: str,
+    default: int,
+    *,
+    where: str,
+    limit: int = MAX_NUMBER,
+) -> int:
     found = value.get(key, default)
     number = as_whole_number(found)
-    if number is None or abs(number) >= MAX_NUMBER:
+    if number is None or abs(number) >= limit:
         raise FormatError(f"{where}: {key} is {found!r:.40}, not a whole number")
     return number
 
@@ -249,7 +256,7 @@ def _parse_entry(number: Any, entries: Mapping[str, Any], *, where: str) -> Row:
     length = None
     if entry.get("max_episode_length", 0) is not None:
         here = f"{where}: entry {number}"
-        length = _integer(entry, "max_episode_length", 0, where=here)
+        length = _integer(entry, "max_episode_length", 0, where=here, limit=2**63)
     return Row(
         uuid="0" * 32,
         trajectory_id=number,

@@ -88,8 +88,9 @@ class SmallTables:
         self._sizes = np.zeros(index.num_trajectories, np.int64)
         self._in_block = np.zeros(index.num_trajectories, np.int64)  # 0: in none
         self._starts = np.zeros(index.num_trajectories, np.int64)
-        self._blocks: list[Block] = []
+        self._blocks: dict[int, Block] = {}
         self._numbers: dict[Block, int] = {}
+        self._next_number = itertools.count(1)
 
     def unknown(self, positions: IntArray) -> IntArray:
         """Return which of some trajectories have no table yet.
@@ -151,8 +152,9 @@ class SmallTables:
         """Return the number of a block, from 1 on; it is kept from being freed."""
         found = self._numbers.get(block)
         if found is None:
-            self._blocks.append(block)
-            found = self._numbers[block] = len(self._blocks)
+            found = next(self._next_number)  # which no other thread gets
+            self._blocks[found] = block
+            self._numbers[block] = found
         return found
 
     def alone(self, plan: ReadPlan) -> slice | IntArray:
@@ -233,7 +235,7 @@ class SmallTables:
         cuts = np.flatnonzero(np.diff(in_block[order])) + 1
         by_dtype: dict[np.dtype[Any], list[tuple[AnyArray, IntArray]]] = {}
         for here in np.split(order, cuts):
-            table = self._blocks[int(in_block[here[0]]) - 1].table
+            table = self._blocks[int(in_block[here[0]])].table
             by_dtype.setdefault(table.dtype, []).append((table, here))
         for dtype, parts in by_dtype.items():
             packed = np.empty(sum(len(here) for _, here in parts), dtype)

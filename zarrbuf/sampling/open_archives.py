@@ -18,6 +18,7 @@ from zarrbuf.sampling.index_map import IntArray
 from zarrbuf.storage.fetching import FetchCost, fetch_whole
 from zarrbuf.stores.contract import TrajectoryStore
 from zarrbuf.trajectory.archived import TrajectoryArchive
+from zarrbuf.trajectory.trajectory import Trajectory, decode_trajectory
 
 MAX_OPEN_ARCHIVES: Final = 16_384
 """Mapped files kept; Linux allows a process 65,530 mappings."""
@@ -80,6 +81,19 @@ class OpenArchives:
         self.weigh([archive])
         return archive
 
+    def trajectory(
+        self, rows: Rows, position: int, store: TrajectoryStore
+    ) -> Trajectory:
+        """Return the trajectory of one row, every tensor as it was given.
+
+        Raises:
+            Exception: as `whole`.
+        """
+        row = rows.row(position)
+        if store.makes_archives(row.uuid):
+            return store.read_trajectory(row)
+        return decode_trajectory(self.whole(rows, position, store))
+
     def several(
         self, rows: Rows, positions: IntArray, store: TrajectoryStore, cost: FetchCost
     ) -> Iterator[TrajectoryArchive]:
@@ -122,7 +136,8 @@ class OpenArchives:
         if wanted:
             opened = store.open_archives([rows.row(n) for n in wanted.values()], cost)
             for uuid, archive in zip(wanted, opened, strict=True):
-                self._keep(uuid, archive, store)
+                if not store.makes_archives(uuid):
+                    self._keep(uuid, archive, store)
                 found[uuid] = archive
         return [found[uuid] for uuid in uuids]
 

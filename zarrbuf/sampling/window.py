@@ -26,6 +26,7 @@ from zarrbuf.stores.contract import TrajectoryStore, known_name
 from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.packing import PackedRows
 from zarrbuf.trajectory.same_fields import check_fields
+from zarrbuf.trajectory.trajectory import Trajectory
 
 _LOG: Final = logging.getLogger("zarrbuf")
 _UNKNOWN: Final = int(UNKNOWN_SCHEMA, 16)
@@ -143,6 +144,11 @@ class LiveRows:
         """Return the archive of one trajectory, with all of its bytes."""
         store, rows, number = self._locate(position)
         return opened.whole(rows, number, store)
+
+    def trajectory(self, position: int, opened: OpenArchives) -> Trajectory:
+        """Return one trajectory, every tensor as it was given."""
+        store, rows, number = self._locate(position)
+        return opened.trajectory(rows, number, store)
 
     def some_of_each_schema(self) -> list[int]:
         """Return one row per store and schema; every row whose schema is not known."""

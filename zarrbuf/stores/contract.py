@@ -161,9 +161,13 @@ class TrajectoryStore(abc.ABC):
         """
         return None
 
-    def tags(self, row: Row) -> dict[str, Any]:
-        """Return what the manifest says of a trajectory's content."""
-        return row.tags
+    def makes_archives(self, uuid: str) -> bool:
+        """Whether there is no archive of a trajectory but those made when asked for."""
+        return False
+
+    def encoded(self, row: Row) -> EncodedTrajectory | None:
+        """Return a trajectory as it would lie on disk, None if it lies there."""
+        return None
 
     @abc.abstractmethod
     def append(self, items: Sequence[NewTrajectory]) -> None:

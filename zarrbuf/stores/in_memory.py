@@ -7,10 +7,9 @@ Knows no window and no thread.
 
 from __future__ import annotations
 
-import functools
 import weakref
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Final, TypeGuard
+from typing import Final, TypeGuard
 
 import numpy as np
 
@@ -25,7 +24,6 @@ from zarrbuf.stores.contract import NewTrajectory, TrajectoryStore, known_name
 from zarrbuf.trajectory.archived import TrajectoryArchive
 from zarrbuf.trajectory.encoding import (
     EncodedTrajectory,
-    describe_trajectory,
     encode_trajectory,
 )
 from zarrbuf.trajectory.packing import (
@@ -62,12 +60,14 @@ class MemoryStore(TrajectoryStore):
     def _start_anew(self) -> None:
         self._table = RowTable.empty()
         self._start = 0  # rows before it are forgotten
-        self._unlisted: list[tuple[Row, InBlock]] = []  # follow the table's last row
+        # These follow the table's last row.
+        self._unlisted: list[tuple[Row, NewTrajectory | InBlock]] = []
         self._places = GrowingArray.empty(_PLACE)  # one a row of the table
         self._blocks: Mapping[int, Block] = {}  # another one after each change
         self._numbers: dict[Block, int] = {}
         # By the identity of the fields, which the block keeps: their hash takes long.
         self._filling: dict[int, Block] = {}
+        self._last: Block | None = None
         self._frozen: weakref.WeakSet[FrozenMemory] = weakref.WeakSet()
 
     @property
@@ -92,24 +92,23 @@ class MemoryStore(TrajectoryStore):
             return item.layout.schema
         return item.encoded.header.schema
 
-    def open_archive(self, row: Row) -> TrajectoryArchive:  # noqa: D102
+    def makes_archives(self, uuid: str) -> bool:  # noqa: D102
+        return isinstance(self._items.get(uuid), InBlock)
+
+    def encoded(self, row: Row) -> EncodedTrajectory:  # noqa: D102
         item = self._item(row)
         if isinstance(item, NewTrajectory):
-            return TrajectoryArchive(item.encoded.data, name=known_name(row))
-        encoded = encode_trajectory(item.unpack(), uuid=row.uuid, codec=self._codec)
-        return TrajectoryArchive(encoded.data, name=known_name(row))
+            return item.encoded
+        return encode_trajectory(item.unpack(), uuid=row.uuid, codec=self._codec)
+
+    def open_archive(self, row: Row) -> TrajectoryArchive:  # noqa: D102
+        return TrajectoryArchive(self.encoded(row).data, name=known_name(row))
 
     def read_trajectory(self, row: Row) -> Trajectory:  # noqa: D102
         item = self._item(row)
         if isinstance(item, InBlock):
             return item.unpack()
         return super().read_trajectory(row)
-
-    def tags(self, row: Row) -> dict[str, Any]:  # noqa: D102
-        item = self._item(row)
-        if isinstance(item, InBlock):
-            return describe_trajectory(item.unpack())[1]
-        return row.tags
 
     def packed_rows(self, numbers: IntArray) -> PackedRows | None:  # noqa: D102
         if not self._blocks:
@@ -127,10 +126,9 @@ class MemoryStore(TrajectoryStore):
         return item
 
     def append(self, items: Sequence[NewTrajectory]) -> None:  # noqa: D102
-        self._list_all()
         self._items.update({item.row.uuid: item for item in items})
-        nowhere = np.array([(_NOWHERE, 0)] * len(items), _PLACE)
-        self._extend([item.row for item in items], nowhere)
+        self._unlisted += [(item.row, item) for item in items]
+        self._list_all()
 
     def take(
         self,
@@ -138,46 +136,69 @@ class MemoryStore(TrajectoryStore):
         *,
         trajectory_id: int,
     ) -> None:
-        """Add trajectories with the ids from `trajectory_id` on."""
-        for number, one in enumerate(trajectories, trajectory_id):
-            if isinstance(one, EncodedTrajectory):
-                self.append([NewTrajectory.of(one, trajectory_id=number)])
-                continue
-            item = self._block_for(one.layout).take(one)
-            self._items[one.uuid] = item
-            self._unlisted.append((_row_of(one, number), item))
-            self._next_id = max(self._next_id, number + 1)
-            if len(self._unlisted) >= _MAX_UNLISTED:
-                self._list_all()
+        """Add trajectories with the ids from `trajectory_id` on, all or none."""
+        taken: list[tuple[Row, NewTrajectory | InBlock]] = []
+        try:
+            for number, one in enumerate(trajectories, trajectory_id):
+                if isinstance(one, EncodedTrajectory):
+                    new = NewTrajectory.of(one, trajectory_id=number)
+                    taken.append((new.row, new))
+                else:
+                    row = _row_of(one, number)
+                    taken.append((row, self._block_for(one.layout).take(one)))
+        except BaseException:
+            for _, item in taken:
+                self._leave_block(item)
+            raise
+        self._items.update({row.uuid: item for row, item in taken})
+        self._unlisted += taken
+        self._next_id = max(self._next_id, trajectory_id + len(taken))
+        if len(self._unlisted) >= _MAX_UNLISTED:
+            self._list_all()
 
     def _block_for(self, layout: Layout) -> Block:
         """Return a block with room for a trajectory."""
-        block = self._filling.get(id(layout.fields))
+        before, block = self._last, self._filling.get(id(layout.fields))
         if block is None or not block.has_room(layout):
             full, block = block, Block.after(block, layout)
             self._filling[id(layout.fields)] = block
             self._blocks = {**self._blocks, self._num_blocks: block}
             self._numbers[block] = self._num_blocks
             self._num_blocks += 1
-            if full is not None and not full.num_kept:
-                self._forget_block(full)
+            self._forget_if_empty(full)
+        self._last = block
+        if before is not block:
+            self._forget_if_empty(before)
         return block
 
-    def _forget_block(self, block: Block) -> None:
-        number = self._numbers.pop(block)
+    def _forget_if_empty(self, block: Block | None) -> None:
+        """Forget a block that nothing lies in, but that which was filled last."""
+        if block is None or block.num_kept or block is self._last:
+            return
+        number = self._numbers.pop(block, None)
+        if number is None:
+            return
         self._blocks = {n: one for n, one in self._blocks.items() if n != number}
+        if self._filling.get(id(block.fields)) is block:
+            del self._filling[id(block.fields)]
 
     def _list_all(self) -> None:
         """List what was taken and is not listed: it costs less for many at once."""
         if not self._unlisted:
             return
-        taken, self._unlisted = self._unlisted, []
-        places = [(self._numbers[item.block], item.start) for _, item in taken]
-        self._extend([row for row, _ in taken], np.array(places, _PLACE))
+        places = [
+            (self._numbers[item.block], item.start)
+            if isinstance(item, InBlock)
+            else (_NOWHERE, 0)
+            for _, item in self._unlisted
+        ]
+        self._extend([row for row, _ in self._unlisted], np.array(places, _PLACE))
+        self._unlisted = []
 
     def _extend(self, rows: Sequence[Row], places: AnyArray) -> None:
-        self._table = self._table.appended(Rows.of(rows))
+        table = self._table.appended(Rows.of(rows))
         self._places = self._places.extended(places)
+        self._table = table
         self._next_id = max([self._next_id, *(row.trajectory_id + 1 for row in rows)])
 
     @property
@@ -222,9 +243,7 @@ class MemoryStore(TrajectoryStore):
     def _leave_block(self, item: NewTrajectory | InBlock) -> None:
         if isinstance(item, InBlock):
             item.block.num_kept -= 1
-            is_full = item.block is not self._filling.get(id(item.block.fields))
-            if is_full and not item.block.num_kept:
-                self._forget_block(item.block)
+            self._forget_if_empty(item.block)
 
     def discard(self, uuids: Collection[str]) -> None:
         """Forget some trajectories, those that are here; quick for the oldest."""
@@ -301,6 +320,11 @@ def _row_of(one: PackedTrajectory, trajectory_id: int) -> Row:
     )
 
 
-@functools.lru_cache(maxsize=1024)
+_SCHEMA_IDS: Final[weakref.WeakKeyDictionary[Layout, str]] = weakref.WeakKeyDictionary()
+
+
 def _schema_id_of(layout: Layout) -> str:
-    return schema_id(layout.schema)
+    found = _SCHEMA_IDS.get(layout)
+    if found is None:
+        found = _SCHEMA_IDS[layout] = schema_id(layout.schema)
+    return found

@@ -262,7 +262,8 @@ def _model_weights_id(trajectory: Any) -> str:
     if not is_weights_id(value):
         raise InvalidInputError(
             f"model_weights_id is {value!r:.80}; a string of at most {MAX_WEIGHTS_ID} "
-            "characters without '/' is needed, since it is part of a file name"
+            "characters without '/' or half surrogate pairs is needed, since it is "
+            "part of a file name"
         )
     return value
 
@@ -452,6 +453,11 @@ def _field_array(
         raise InvalidInputError(
             f"{path} has samples of {spec.row_bytes} bytes; at most "
             f"{MAX_CHUNK_BYTES} are allowed"
+        )
+    if max(spec.shape, default=0) >= 2**31:
+        raise InvalidInputError(
+            f"{path} has shape {list(shape)}; less than 2**31 is allowed for each "
+            "dimension of a sample"
         )
     time_name = time_dimension(rows, shape[0], num_steps)
     parts = tuple(to_stored(part) for part in tensors)

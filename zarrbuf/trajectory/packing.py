@@ -22,6 +22,7 @@ from zarrbuf.archive.spec import (
     AnyArray,
     BatchField,
     FieldSpec,
+    Rows,
     Schema,
     sorted_fields,
     step_rows,
@@ -54,8 +55,7 @@ class _Column(NamedTuple):
         stored: the dtype of the array that it is kept as.
         shape: of the tensor.
         is_drawn: whether it is a column of the block.
-        kept: int64 [T], rows of the time axis that are drawn; None for all.
-        rest: int64 [E], the other rows.
+        extra: which of its rows are not drawn; None if all are.
     """
 
     path: str
@@ -63,8 +63,28 @@ class _Column(NamedTuple):
     stored: np.dtype[Any]
     shape: tuple[int, ...]
     is_drawn: bool
-    kept: IntArray | None
-    rest: IntArray
+    extra: _Extra | None
+
+
+class _Extra(NamedTuple):
+    """Rows of the time axis beside the T steps.
+
+    Attributes:
+        rows: where they stand.
+        num_steps: `T`.
+    """
+
+    rows: Rows
+    num_steps: int
+
+    def split(self, num_rows: int) -> tuple[slice | IntArray, slice | IntArray]:
+        """Return which rows are drawn, int64 [T] or a slice, and which are not."""
+        if num_rows == self.num_steps + 1 and self.rows == "start":
+            return slice(1, None), slice(0, 1)
+        if num_rows == self.num_steps + 1 or self.rows == "step":
+            return slice(0, self.num_steps), slice(self.num_steps, None)
+        kept = step_rows(self.rows, num_rows, self.num_steps)
+        return kept, np.setdiff1d(np.arange(num_rows), kept)
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,9 +189,10 @@ class Block:
                 rest.append(array.tobytes())
                 continue
             drawn = array
-            if column.kept is not None:
-                rest.append(array[column.rest].tobytes())
-                drawn = array[column.kept]
+            if column.extra is not None:
+                kept, others = column.extra.split(len(array))
+                rest.append(array[others].tobytes())
+                drawn = array[kept]
             target = self._columns[column.path][start:stop]
             target[...] = drawn.reshape(target.shape)
         self.num_used = stop
@@ -229,13 +250,12 @@ class InBlock(NamedTuple):
             array = np.empty(column.shape, column.stored)
             if not column.is_drawn:
                 array[...] = read(column.shape, column.stored)
-            elif column.kept is None:
+            elif column.extra is None:
                 array[...] = table[column.path].reshape(column.shape)
             else:
-                steps = (len(column.kept), *column.shape[1:])
-                array[column.kept] = table[column.path].reshape(steps)
-                others = (len(column.rest), *column.shape[1:])
-                array[column.rest] = read(others, column.stored)
+                kept, others = column.extra.split(len(array))
+                array[kept] = table[column.path].reshape(array[kept].shape)
+                array[others] = read(array[others].shape, column.stored)
             tensors.append((column.path, to_tensor(array, column.dtype)))
         return assemble(
             tensors,
@@ -301,16 +321,20 @@ def _packed_dtype_of(fields: tuple[BatchField, ...]) -> np.dtype[Any]:
 _LAYOUTS: Final[dict[_Key, Layout | None]] = {}
 """Those met so far; None for trajectories that are too large."""
 _FIELDS: Final[dict[tuple[BatchField, ...], tuple[BatchField, ...]]] = {}
+_SCHEMAS: Final[dict[tuple[tuple[str, FieldSpec], ...], Schema]] = {}
+_UNMET: Final = object()
 
 
 def _layout_of(collected: Collected) -> Layout | None:
     key = tuple([(n, t.dtype, t.shape) for n, t in collected.leaves.items()])
-    if key in _LAYOUTS:
-        return _LAYOUTS[key]
+    known: Any = _LAYOUTS.get(key, _UNMET)  # once: another thread may clear it
+    if known is not _UNMET:
+        found: Layout | None = known
+        return found
     layout = _new_layout(collected)
     if len(_LAYOUTS) >= _MAX_LAYOUTS:
-        _LAYOUTS.clear()
-        _FIELDS.clear()
+        for one in (_LAYOUTS, _FIELDS, _SCHEMAS):
+            one.clear()
     _LAYOUTS[key] = layout
     return layout
 
@@ -329,6 +353,7 @@ def _new_layout(collected: Collected) -> Layout | None:
         for name, tensor in leaves.items()
     ]
     fields = _FIELDS.setdefault(fields, fields)
+    schema = _SCHEMAS.setdefault(tuple(schema.items()), schema)
     return Layout(shape[0], shape[1], shape, schema, fields, tuple(columns))
 
 
@@ -341,9 +366,8 @@ def _column(
     num_steps: int,
 ) -> _Column:
     shape = tuple(tensor.shape)
-    kept, rest = None, np.zeros(0, np.int64)
+    extra = None
     if drawn is not None and shape[0] != num_steps:
-        kept = step_rows(drawn.rows, shape[0], num_steps)
-        rest = np.setdiff1d(np.arange(shape[0]), kept)
+        extra = _Extra(drawn.rows, num_steps)
     spec = whole[path] if drawn is None else drawn
-    return _Column(path, spec.dtype, spec.stored, shape, drawn is not None, kept, rest)
+    return _Column(path, spec.dtype, spec.stored, shape, drawn is not None, extra)
