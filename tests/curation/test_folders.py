@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from support.numbered import files_below, numbered
+from support.numbered import files_below, lists_nothing, numbered
 from support.paths import DATA
 from support.remote import loaded, memory_url
 from support.trajectories import assert_same_trajectory, make_trajectory
@@ -208,7 +208,7 @@ def test_a_file_that_vanishes_leaves_nothing(ranks: list[Path], tmp_path: Path) 
         patch.setattr(LocalStorage, "create", vanish)
         with pytest.raises(NotFoundError, match=f"{last} does not exist"):
             merge(ranks, tmp_path / "all")
-    assert not (tmp_path / "all").exists()
+    assert lists_nothing(tmp_path / "all")
 
 
 # The script with RLinf's flags.

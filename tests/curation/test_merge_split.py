@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.numbered import contents, files_below, make, numbered
+from support.numbered import contents, files_below, lists_nothing, make, numbered
 from support.remote import loaded, memory_url, save
 from support.s3 import S3
 
@@ -192,7 +192,7 @@ def test_several_storages_are_asked_at_once() -> None:
     wanted = []
     for n in range(3):
         storage = open_storage(memory_url())
-        storage.put("a", bytes([n]) * 1000)
+        storage.ensure("a", bytes([n]) * 1000)
         storage.__class__ = Slow
         remote = RemoteObject(storage, "a", SparseObject(1000, name="a"))
         wanted.append((remote, np.array([[0, 600]])))
@@ -374,7 +374,7 @@ def test_a_source_that_cannot_be_written_needs_to_be_said(
     monkeypatch.setattr(LocalStorage, "create", refuse)
     with pytest.raises(StorageError, match=r"copy it, or go without \(pin=False"):
         merge([a], tmp_path / "x")
-    assert not (tmp_path / "x").exists()
+    assert lists_nothing(tmp_path / "x")
     merge([a], tmp_path / "x", pin=False)
     assert len(contents(tmp_path / "x")) == 2
 
@@ -411,5 +411,5 @@ def test_rows_removed_while_they_are_pinned_stop_the_merge(
     monkeypatch.setattr(of_buffers, "reference_bases", meanwhile)
     with pytest.raises(ConflictError, match="took 1 of the trajectories off"):
         merge([a], tmp_path / "x")
-    assert not (tmp_path / "x").exists()
+    assert lists_nothing(tmp_path / "x")
     assert not open_log(open_storage(a)).snapshot.pins

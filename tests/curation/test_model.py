@@ -37,7 +37,7 @@ from zarrbuf.stores.logged import LogStore
 from zarrbuf.trajectory.encoding import encode_trajectory
 from zarrbuf.upkeep import vacuum as vacuum_module
 
-CALLS = ("create", "delete", "put_all", "link_from", "read", "read_existing")
+CALLS = ("create", "delete", "create_all", "link_from", "read", "read_existing")
 Listed = list[int]
 
 

@@ -237,7 +237,8 @@ def test_a_damaged_chunk_is_found_when_it_is_drawn() -> None:
     (row,) = (LogStore.open(storage).rows.row(0),)
     data = bytearray(storage.read(row.path))
     data[5000] ^= 1
-    storage.put(row.path, bytes(data))
+    storage.delete(row.path)
+    storage.ensure(row.path, bytes(data))
     with pytest.raises(FormatError, match="crc32c"):
         loaded(url).sample(200)
 
@@ -258,7 +259,8 @@ def test_an_archive_that_is_not_the_one_listed_is_named(change: str) -> None:
             "empty": b"",
             "other": storage.read(rows.row(1).path),
         }
-        storage.put(path, found[change])
+        storage.delete(path)
+        storage.ensure(path, found[change])
     error = NotFoundError if change == "gone" else FormatError
     with pytest.raises(error, match=r"trajectory_0_.*zarr|bytes"):
         loaded(url).sample(100)
@@ -278,7 +280,7 @@ def test_fetched_ranges_are_those_of_the_object(data: st.DataObject) -> None:
     size = data.draw(st.integers(1, 9 * BLOCK_BYTES))
     content = np.random.default_rng(size).bytes(size)
     storage = open_storage(memory_url())
-    storage.put("a", content)
+    storage.ensure("a", content)
     remote = RemoteObject(storage, "a", SparseObject(size, name="a"))
     fetched = 0
     for _ in range(data.draw(st.integers(1, 5))):
@@ -301,7 +303,7 @@ def test_fetched_ranges_are_those_of_the_object(data: st.DataObject) -> None:
 def test_jobs_go_on_in_rounds_until_all_have_what_they_need() -> None:
     storage = open_storage(memory_url())
     contents = [bytes([n]) * 10_000 for n in range(3)]
-    storage.put_all({str(n): data for n, data in enumerate(contents)})
+    storage.ensure_all({str(n): data for n, data in enumerate(contents)})
 
     def job(data: SparseObject) -> Iterator[Any]:
         seen = []

@@ -173,7 +173,7 @@ def test_looking_for_news_leaves_errors_of_saving_to_the_caller(
         buffer.flush()
         with monkeypatch.context() as patch:
             patch.setattr(
-                "zarrbuf.storage.object_store.ObjectStorage.put_all",
+                "zarrbuf.storage.object_store.ObjectStorage.create_all",
                 lambda *_: (_ for _ in ()).throw(StorageError("no room")),
             )
             buffer.add_trajectories(with_cameras(1))

@@ -249,13 +249,13 @@ def test_a_forked_child_samples_and_saves(tmp_path: Path) -> None:
 def test_a_steady_producer_does_not_hold_up_flush(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put = LocalStorage.put
+    create_all = LocalStorage.create_all
 
-    def slow(self: LocalStorage, name: str, data: bytes) -> None:
+    def slow(self: LocalStorage, objects: Any) -> Any:
         time.sleep(0.01)
-        put(self, name, data)
+        return create_all(self, objects)
 
-    monkeypatch.setattr(LocalStorage, "put", slow)
+    monkeypatch.setattr(LocalStorage, "create_all", slow)
     buffer = saving(tmp_path)
     buffer.add_trajectories([tiny(0)])
     stop = threading.Event()
@@ -333,13 +333,13 @@ def test_a_forked_child_draws_what_its_parent_is_saving(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     may_go = threading.Event()
-    put = LocalStorage.put
+    create_all = LocalStorage.create_all
 
-    def wait(self: LocalStorage, name: str, data: bytes) -> None:
+    def wait(self: LocalStorage, objects: Any) -> Any:
         assert may_go.wait(30)
-        put(self, name, data)
+        return create_all(self, objects)
 
-    monkeypatch.setattr(LocalStorage, "put", wait)
+    monkeypatch.setattr(LocalStorage, "create_all", wait)
     buffer = saving(tmp_path)
     buffer.add_trajectories([tiny(5)])
     child = os.fork()

@@ -254,7 +254,7 @@ def test_an_error_while_looking_reaches_the_next_batch() -> None:
     save(url, None, with_cameras(1))
     with loaded(url, refresh_interval_s=0.01) as learner:
         storage = open_storage(url)
-        storage.put("manifest/00000000000000000003.json", b"damaged")
+        storage.ensure("manifest/00000000000000000003.json", b"damaged")
         eventually(lambda: learner._refreshing.has_failed)
         with pytest.raises(FormatError, match=r"00003\.json"):
             learner.sample(1)

@@ -18,8 +18,7 @@ import pytest
 from support.s3 import GCS, S3
 from support.trajectories import MemoryStorage
 
-from zarrbuf.errors import InvalidInputError, NotFoundError, StorageError
-from zarrbuf.storage import local as storage_module
+from zarrbuf.errors import ConflictError, InvalidInputError, NotFoundError, StorageError
 from zarrbuf.storage.contract import Outcome, Storage
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import open_storage
@@ -210,6 +209,24 @@ class TestContract:
         assert storage.link_from(other, NAME) is False
         assert not storage.exists(NAME)
 
+    def test_what_is_written_once_is_there_whoever_wrote_it(
+        self, storage: Storage
+    ) -> None:
+        storage.create(NAME, b"one")
+        storage.ensure_all({NAME: b"one", "a/b": b"two"})
+        storage.ensure("a/b", b"two")
+        assert storage.read_existing([NAME, "a/b"]) == [b"one", b"two"]
+        with pytest.raises(ConflictError, match=f"{NAME} is there with other bytes"):
+            storage.ensure_all({"c": b"three", NAME: b"other"})
+        assert storage.read(NAME) == b"one"
+
+    def test_a_place_is_known_by_whatever_path(self, storage: Storage) -> None:
+        storage.create("a/b/c", b"")
+        again = storage.sibling(f"{storage.url}/")
+        inner = storage.sibling(f"{storage.url}/a")
+        assert again.place == storage.place
+        assert inner.place != storage.place
+
     def test_messages_name_the_object(self, storage: Storage) -> None:
         assert storage.describe(NAME) == f"{storage.url}/{NAME}"
         assert storage.describe("") == storage.url
@@ -329,8 +346,7 @@ def test_a_failing_call_is_a_storage_error_and_leaves_nothing(
     def fail(*args: Any, **options: Any) -> None:
         raise OSError(code, os.strerror(code))
 
-    owner = Path if call == "mkdir" else os
-    monkeypatch.setattr(owner, call, fail)
+    monkeypatch.setattr(os, call, fail)
     with pytest.raises(StorageError) as caught:
         local.create(NAME, b"x")
     monkeypatch.undo()
@@ -364,10 +380,14 @@ def test_a_directory_that_does_not_sync_leaves_it_unknown(
     """The name is there already and others may have seen it: no honest "failed"."""
     local.create("manifest/first", b"")
 
-    def fail(path: Path) -> None:
-        raise OSError(errno.EIO, "Input/output error")
+    fsync = os.fsync
 
-    monkeypatch.setattr(storage_module, "_sync_directory", fail)
+    def fail(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EIO, "Input/output error")
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", fail)
     assert local.create(NAME, b"x") is Outcome.UNKNOWN
     assert local.read(NAME) == b"x"
     assert os.listdir(local.root / "tmp") == []
@@ -411,7 +431,7 @@ def test_other_failures_name_the_object(
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "listdir", fail)
-    monkeypatch.setattr(Path, "unlink", fail)
+    monkeypatch.setattr(os, "unlink", fail)
     with pytest.raises(StorageError, match=r"cannot list .*manifest: Input/output"):
         local.list_names("manifest")
     with pytest.raises(StorageError, match=r"cannot delete .*1\.json: Input/output"):
@@ -449,17 +469,49 @@ def test_what_is_no_regular_file_is_refused_at_once(
         assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_linked_directory_is_not_followed(
-    local: LocalStorage, tmp_path: Path
+@pytest.mark.parametrize("depth", [1, 2])
+def test_no_verb_follows_a_link_below_the_root(
+    local: LocalStorage, tmp_path: Path, depth: int
 ) -> None:
+    directory = "trajectories" if depth == 1 else "trajectories/ab"
+    name = "trajectories/ab/x"
     outside = tmp_path / "outside"
-    outside.mkdir()
-    (outside / "secret").write_bytes(b"secret")
-    local.root.mkdir()
-    (local.root / "manifest").symlink_to(outside)
-    for read in (local.read, local.open_source):
-        with pytest.raises((NotFoundError, StorageError)):
-            read("manifest/secret")
+    inner = outside / "ab" if depth == 1 else outside
+    inner.mkdir(parents=True)
+    (inner / "x").write_bytes(b"theirs")
+    (local.root / directory).parent.mkdir(parents=True)
+    (local.root / directory).symlink_to(outside)
+    other = LocalStorage(tmp_path / "other")
+    other.ensure(name, b"theirs")
+    verbs: list[Callable[[], Any]] = [
+        lambda: local.read(name),
+        lambda: local.open_source(name),
+        lambda: local.read_existing([name]),
+        lambda: local.exists(name),
+        lambda: local.create(name, b"mine"),
+        lambda: local.create("trajectories/ab/y", b"mine"),
+        lambda: local.ensure(name, b"theirs"),
+        lambda: local.settle(name),
+        lambda: local.link_from(other, name),
+        lambda: other.link_from(local, name),
+        lambda: local.list_names("trajectories/ab"),
+        lambda: local.list_times(["trajectories/ab"]),
+        lambda: local.delete(name),
+    ]
+    for verb in verbs:
+        with pytest.raises(StorageError, match=f"{directory} is a link; below the"):
+            verb()
+    local.delete_empty_directories(["trajectories"], keep_root=True)
+    assert files_below(outside) == ["ab/x" if depth == 1 else "x"]
+
+
+def test_the_root_may_be_a_link(local: LocalStorage, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    local.root.symlink_to(tmp_path / "disk")
+    local.ensure(NAME, b"x")
+    assert local.read(NAME) == b"x"
+    assert local.place == LocalStorage(tmp_path / "disk").place
+    assert files_below(tmp_path / "disk") == [NAME]
 
 
 def test_deleting_a_link_keeps_what_it_points_at(

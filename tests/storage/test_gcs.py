@@ -29,7 +29,7 @@ def test_a_buffer_is_written_and_sampled(gcs: GCS) -> None:
 def test_what_may_pass_is_asked_again(gcs: GCS, fault: str) -> None:
     storage = gcs.storage()
     gcs.plan({"fault": fault, "times": 1, "method": "POST"})
-    storage.put("a", b"0123456789")
+    storage.ensure("a", b"0123456789")
     gcs.plan({"fault": fault, "times": 1, "method": "GET"})
     assert storage.read_ranges([Range("a", 2, 5)]) == [b"234"]
 
@@ -52,10 +52,10 @@ def test_a_name_is_taken_once_whatever_becomes_of_the_answer(gcs: GCS) -> None:
     assert storage.read(NAME) == b"mine"
 
 
-def test_large_objects_are_sent_in_parts(gcs: GCS) -> None:
+def test_large_objects_are_written_and_read_whole(gcs: GCS) -> None:
     data = bytes(range(256)) * (52 << 12)  # 52 MiB; a part has 50
     storage = gcs.storage()
-    storage.put("a", data)
+    storage.ensure("a", data)
     assert storage.read("a") == data
 
 

@@ -88,7 +88,7 @@ def test_nothing_is_written_to_a_web_server(site: tuple[str, Any]) -> None:
     storage = open_storage(f"{url}/run", {"deadline_s": 2})
     for write in (
         lambda: storage.create("a", b"x"),
-        lambda: storage.put("a", b"x"),
+        lambda: storage.ensure("a", b"x"),
         lambda: TrajectoryReplayBuffer(auto_save=True, auto_save_path=f"{url}/run"),
     ):
         with pytest.raises(StorageError, match=r"http://127\.0\.0\.1.*only read"):

@@ -56,13 +56,13 @@ def test_each_operation_is_one_request(s3: S3, client: str) -> None:
 
     assert asked(lambda: storage.create(NAME, b"one")) == {"PUT": 1}
     assert asked(lambda: storage.create(NAME, b"two")) == {"PUT": 1}
-    assert asked(lambda: storage.put("a/b", b"0123456789")) == {"PUT": 1}
+    assert asked(lambda: storage.ensure("a/b", b"0123456789")) == {"PUT": 1}
     assert asked(lambda: storage.read("a/b")) == {"GET": 1}
     assert asked(lambda: storage.read_existing([NAME, "none"])) == {"GET": 2}
     ranges = [Range("a/b", 0, 3), Range("a/b", 7, 10)]
     assert asked(lambda: storage.read_ranges(ranges)) == {"GET": 2}
     assert sum(asked(lambda: storage.delete("a/b")).values()) == 1
-    assert asked(lambda: storage.put_all({f"{n}": b"x" for n in range(5)})) == {
+    assert asked(lambda: storage.ensure_all({f"{n}": b"x" for n in range(5)})) == {
         "PUT": 5
     }
 
@@ -70,7 +70,7 @@ def test_each_operation_is_one_request(s3: S3, client: str) -> None:
 def test_many_ranges_come_back_in_order(s3: S3, client: str) -> None:
     storage = s3.storage(client=client)
     data = uuid.uuid4().bytes * 1000
-    storage.put_all({"a": data, "b": data[::-1]})
+    storage.ensure_all({"a": data, "b": data[::-1]})
     ranges = [Range("ab"[n % 2], 13 * n, 13 * n + 1 + n) for n in range(150)]
     contents = {"a": data, "b": data[::-1]}
     expected = [contents[name][start:stop] for name, start, stop in ranges]
@@ -80,8 +80,9 @@ def test_many_ranges_come_back_in_order(s3: S3, client: str) -> None:
 def test_large_objects_are_written_in_parts_and_read_whole(s3: S3, client: str) -> None:
     storage = s3.storage(client=client)
     data = bytes(range(256)) * (110 << 12)  # 110 MiB
-    storage.put("large", data)
-    assert len(s3.log()) > 3
+    storage.ensure("large", data)
+    # obstore sends what is created exclusively as one.
+    assert len(s3.log()) == 1 if client == "obstore" else len(s3.log()) > 3
     assert storage.read("large") == data
 
 
@@ -92,7 +93,7 @@ def test_large_objects_are_written_in_parts_and_read_whole(s3: S3, client: str) 
 def test_reads_and_writes_are_tried_again(s3: S3, client: str, fault: str) -> None:
     storage = s3.storage(client=client)
     s3.plan({"fault": fault, "times": 2, "method": "PUT"})
-    storage.put("a", b"0123456789")
+    storage.ensure("a", b"0123456789")
     s3.plan({"fault": fault, "times": 2, "method": "GET"})
     assert storage.read("a") == b"0123456789"
     s3.plan({"fault": fault, "times": 1, "method": "GET"})
@@ -133,14 +134,14 @@ def test_a_range_that_is_cut_short_is_asked_for_again(
     s3: S3, client: str, fault: str
 ) -> None:
     storage = s3.storage(client=client)
-    storage.put("a", bytes(range(200)))
+    storage.ensure("a", bytes(range(200)))
     s3.plan({"fault": fault, "times": 1, "method": "GET"})
     assert storage.read_ranges([Range("a", 10, 110)]) == [bytes(range(10, 110))]
 
 
 def test_a_server_that_ignores_ranges_is_understood(s3: S3, client: str) -> None:
     storage = s3.storage(client=client)
-    storage.put("a", bytes(range(200)))
+    storage.ensure("a", bytes(range(200)))
     s3.plan({"fault": "ignore-range", "method": "GET"})
     if client == "obstore":  # it takes the answer for an error, which is as good
         with pytest.raises(StorageError):
@@ -158,7 +159,7 @@ def test_an_object_shorter_than_its_range_is_no_object_of_ours(
     s3: S3, client: str
 ) -> None:
     storage = s3.storage(client=client)
-    storage.put("a", b"0123456789")
+    storage.ensure("a", b"0123456789")
     for start, stop in ((5, 11), (10, 12), (50, 60)):
         with pytest.raises(FormatError, match=f"has 10 bytes; {stop} are expected"):
             storage.read_ranges([Range("a", 0, 1), Range("a", start, stop)])
@@ -178,7 +179,7 @@ def test_a_missing_bucket_is_named(s3: S3, client: str) -> None:
     with pytest.raises(StorageError, match=r"no-such-bucket-here.*bucket"):
         storage.create(NAME, b"x")
     with pytest.raises(StorageError, match=r"no-such-bucket-here.*bucket"):
-        storage.put("a", b"x")
+        storage.ensure("a", b"x")
     with pytest.raises(NotFoundError, match="bucket"):
         storage.read("a")
     with pytest.raises(NotFoundError, match=r"holds no zarrbuf buffer.*bucket"):
@@ -194,7 +195,7 @@ def test_what_asking_again_does_not_change_is_told_at_once(
     works: list[Callable[[], object]] = [
         lambda: storage.read("a"),
         lambda: storage.create(NAME, b"x"),
-        lambda: storage.put("a", b"x"),
+        lambda: storage.ensure("a", b"x"),
         lambda: storage.list_names(""),
         lambda: storage.read_ranges([Range("a", 0, 1)]),
     ]
@@ -214,7 +215,7 @@ def test_a_store_that_fails_for_good_is_given_up_in_time(
 ) -> None:
     storage = s3.storage(client=client, deadline_s=1.5)
     s3.plan({"fault": fault})
-    for work in (lambda: storage.read("a"), lambda: storage.put("a", b"x")):
+    for work in (lambda: storage.read("a"), lambda: storage.ensure("a", b"x")):
         started = time.monotonic()
         with pytest.raises(StorageError, match=f"cannot (read|write) {s3.url()}/a: "):
             work()
@@ -374,7 +375,7 @@ def test_the_contract_holds_for_both_clients_at_once(s3: S3) -> None:
 def test_listing_sees_what_others_wrote_meanwhile(s3: S3, client: str) -> None:
     one, other = s3.storage(client=client), s3.storage(client="s3fs")
     assert one.list_names("manifest") == []
-    other.put(NAME, b"x")
+    other.ensure(NAME, b"x")
     assert one.list_names("manifest") == [NAME.rpartition("/")[2]]
     assert one.list_names("") == ["manifest"]
     assert one.list_names("mani") == []
@@ -387,5 +388,5 @@ def names_of(storage: Storage) -> list[str]:
 
 def test_more_than_a_page_is_listed(s3: S3, client: str) -> None:
     storage = s3.storage(client=client)
-    storage.put_all({f"many/{n:05d}": b"" for n in range(1100)})
+    storage.ensure_all({f"many/{n:05d}": b"" for n in range(1100)})
     assert names_of(storage) == [f"{n:05d}" for n in range(1100)]

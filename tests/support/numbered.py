@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from support.remote import loaded, save
 
-from zarrbuf import Trajectory
+from zarrbuf import Trajectory, list_buffer
+from zarrbuf.errors import NotFoundError
 
 
 def numbered(first: int, count: int) -> list[Trajectory]:
@@ -48,6 +49,14 @@ def contents(path: Any, **more: Any) -> list[tuple[int, int]]:
         found.append((number, name))
     buffer.close()
     return found
+
+
+def lists_nothing(path: Any) -> bool:
+    """Whether no buffer and no folder at a path lists a trajectory."""
+    try:
+        return not len(list_buffer(path).rows)
+    except NotFoundError:
+        return True
 
 
 def files_below(path: Path) -> dict[str, bytes]:

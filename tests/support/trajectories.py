@@ -50,8 +50,7 @@ class MemoryStorage(ObjectStorage):
         vars(self).update(vars(open_storage(url)))
 
     read_existing = Storage.read_existing
-    put = Storage.put
-    put_all = Storage.put_all
+    create_all = Storage.create_all
 
 
 def make_row(trajectory_id: int, **changes: Any) -> Row:

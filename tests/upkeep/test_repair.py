@@ -21,7 +21,12 @@ from support.s3 import S3
 import zarrbuf
 from zarrbuf import TrajectoryReplayBuffer, repair, verify
 from zarrbuf.cli import main as cli
-from zarrbuf.errors import FormatError, NotFoundError, UnsupportedVersionError
+from zarrbuf.errors import (
+    FormatError,
+    NotFoundError,
+    StorageError,
+    UnsupportedVersionError,
+)
 from zarrbuf.manifest.actions import seal, unseal
 from zarrbuf.manifest.layout import commit_path
 from zarrbuf.storage.local import LocalStorage
@@ -289,7 +294,7 @@ def test_a_repair_that_is_stopped_anywhere_goes_on(
     zarrbuf.merge([source], source.parent / "m")
     zarrbuf.remove(source, "0,4")
     flip(source / commit_path(3))
-    changes = [getattr(LocalStorage, name) for name in ("create", "put", "delete")]
+    changes = [getattr(LocalStorage, name) for name in ("create", "delete")]
     outcomes = set()
     for stop in itertools.count():
         path = copied(source, f"s{stop}")
@@ -344,7 +349,7 @@ def test_buffers_on_object_stores_are_repaired(s3: S3) -> None:
         storage = open_storage(url, options)
         data = storage.read(commit_path(3))
         storage.delete(commit_path(3))
-        storage.put(commit_path(3), data[:-5])
+        storage.ensure(commit_path(3), data[:-5])
         done = repair(url, apply=True, storage_options=options)
         assert len(done.orphans) == 1
         assert verify(url, storage_options=options).is_sound
@@ -526,3 +531,22 @@ def test_the_command(source: Path) -> None:
     assert "4 trajectories listed then; --apply does it" in text
     assert "done: trajectories 1 leave the list" in run("repair", source, "--apply")
     assert "sound" in run("verify", source, "--deep")
+
+
+@pytest.mark.parametrize("place", ["trajectories", "manifest", "segment"])
+def test_what_lies_behind_a_link_is_not_taken_for_absent(
+    source: Path, tmp_path: Path, place: str
+) -> None:
+    before = contents(source)
+    (source / place).mkdir(exist_ok=True)
+    (source / place).rename(tmp_path / "disk")
+    (source / place).symlink_to(tmp_path / "disk")
+    said = f"{place} is a link; below the root"
+    if place != "segment":  # of which there is no need here
+        with pytest.raises(StorageError, match=said):
+            repair(source, apply=True)
+        with pytest.raises(StorageError, match=said):
+            raise StorageError("; ".join(verify(source).problems))
+    (source / place).unlink()
+    (tmp_path / "disk").rename(source / place)
+    assert contents(source) == before

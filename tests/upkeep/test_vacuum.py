@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -118,10 +119,10 @@ def test_a_link_to_an_old_archive_is_young(tmp_path: Path, later: Any) -> None:
 def test_writing_an_archive_again_makes_it_young(tmp_path: Path) -> None:
     storage = open_storage(tmp_path)
     name = f"trajectories/ab/{'ab' * 16}.zarr.zip"
-    storage.put(name, b"x")
+    storage.ensure(name, b"x")
     before = storage.list_times(["trajectories/ab"])[name]
     time.sleep(0.05)
-    storage.put(name, b"x")
+    storage.ensure(name, b"x")
     assert storage.list_times(["trajectories/ab"])[name] > before
 
 
@@ -248,8 +249,8 @@ def test_every_store_knows_when_an_object_was_written(s3: S3, gcs: GCS) -> None:
     for url, options in stores(s3, gcs):
         storage: Storage = open_storage(url, options)
         assert isinstance(storage, ObjectStorage)
-        storage.put("trajectories/ab/x", b"x")
-        storage.put("trajectories/ab/deeper/y", b"y")
+        storage.ensure("trajectories/ab/x", b"x")
+        storage.ensure("trajectories/ab/deeper/y", b"y")
         found = storage.list_times(["trajectories/ab", "trajectories/none"])
         assert list(found) == ["trajectories/ab/x"], url
         assert abs(found["trajectories/ab/x"] / 1000 - time.time()) < 60, url
@@ -295,3 +296,21 @@ def test_what_is_let_go_of_goes(tmp_path: Path, later: Any) -> None:
     assert len(vacuum(a, delete=True).names) == 3
     with pytest.raises(InvalidInputError, match="for: nobody"):
         unpin(a, uuid)
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_nothing_of_another_buffer_is_deleted_through_a_link(
+    tmp_path: Path, later: Any, depth: int
+) -> None:
+    make(tmp_path / "theirs", 0, 6)
+    hostile = make(tmp_path / "a", 0, 1)
+    before = archives(tmp_path / "theirs")
+    places = {name.rsplit("/", depth + 1)[0] for name in before}
+    for place in places:
+        shutil.rmtree(tmp_path / "a" / place, ignore_errors=True)
+        (tmp_path / "a" / place).symlink_to(tmp_path / "theirs" / place)
+    later(48)
+    with pytest.raises(StorageError, match="is a link; below the root"):
+        vacuum(hostile, delete=True)
+    assert archives(tmp_path / "theirs") == before
+    assert len(contents(tmp_path / "theirs")) == 6

@@ -1,8 +1,8 @@
 """Whole buffers from one format to another, every tensor as it was.
 
 Nothing is visible at the destination until all of it is durable: archives or files
-first, then the one commit or index that names them. What a failed conversion wrote is
-taken away again; what one that was stopped wrote is used by the next.
+first, then the one commit or index that names them. What a conversion wrote that failed
+or was stopped is used by the same call made again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ from zarrbuf.archive.zarr_json import CodecName, check_codec
 from zarrbuf.common.arguments import check_whole_number
 from zarrbuf.common.jobs import Progress, run_jobs
 from zarrbuf.common.thread_pool import default_num_threads
-from zarrbuf.errors import InvalidInputError, StorageError
+from zarrbuf.errors import (
+    ConflictError,
+    FormatError,
+    InvalidInputError,
+    StorageError,
+)
 from zarrbuf.manifest.actions import Action
 from zarrbuf.manifest.changes import listing_actions
 from zarrbuf.manifest.layout import DIRECTORIES, trajectory_path
@@ -102,7 +107,8 @@ def convert(
 
     Ids go on after the highest that is listed; the weights id is the one in the file.
 
-    A call that was stopped (killed, interrupted) goes on when it is made again.
+    A call that failed or was stopped (killed, interrupted) goes on when it is made
+    again: what it wrote stays at `destination`, and is listed by nobody until then.
 
     Args:
         source: a zarrbuf buffer or a folder of RLinf's: path, URL or open buffer.
@@ -122,9 +128,10 @@ def convert(
         InvalidInputError: if an argument is not allowed or something is at
             `destination`.
         NotFoundError: if there is no buffer at `source`.
-        FormatError: if the source is damaged; nothing is left at `destination`.
-        StorageError: if the storage failed, or what was read again differs; nothing is
-            left at `destination`.
+        FormatError: if the source is damaged.
+        ConflictError: if somebody else made a buffer at `destination` meanwhile, which
+            is not touched, or something with other bytes lies where this one writes.
+        StorageError: if the storage failed, or what was read again differs.
     """
     check_format("to", to)
     known_codec = check_codec(codec)
@@ -147,21 +154,19 @@ def convert(
         files = {_file_name(rows.row(number), to) for number in range(len(rows))}
     uuid = check_empty(storage, files=files)
     created = Created(storage)
+    if to == "zarr":
+        created.claim(uuid)
     one = Converter(store, created, to=to, codec=known_codec, verify=verify)
-    try:
-        done = run_jobs(
-            lambda number: one.convert(rows.row(number)),
-            range(len(rows)),
-            num_threads=num_threads,
-            progress=progress,
-        )
-        if to == "zarr":
-            _commit(store, created, done, codec=known_codec, uuid=uuid)
-        else:
-            _write_index(store, created, "pt" if to == "pt" else "pkl")
-    except Exception:
-        created.take_away()
-        raise
+    done = run_jobs(
+        lambda number: one.convert(rows.row(number)),
+        range(len(rows)),
+        num_threads=num_threads,
+        progress=progress,
+    )
+    if to == "zarr":
+        _commit(store, created, done, codec=known_codec)
+    else:
+        _write_index(store, created, "pt" if to == "pt" else "pkl")
     fields: Counter[str] = Counter()
     for converted in done:
         fields.update(converted.fields)
@@ -254,8 +259,14 @@ class Converter:
         name = _file_name(row, file_format)
         trajectory = self._store.read_trajectory(row)
         data = encode_trajectory_file(trajectory, file_format)
-        self._created.create(name, data)
         path = self._created.storage.describe(name)
+        try:
+            self._created.create(name, data)
+        except ConflictError:
+            # A pickle of one trajectory has other bytes each time it is made.
+            if not _holds(path, trajectory):
+                raise
+            self._created.reuse(name)
         fields = self._compare(row, trajectory, lambda: read_trajectory_file(path))
         return Converted(row, {}, len(data), fields)
 
@@ -278,6 +289,15 @@ class Converter:
                 f"was read: {', '.join(wrong)}"
             )
         return tuple(found)
+
+
+def _holds(path: str, trajectory: Trajectory) -> bool:
+    """Whether a file holds a trajectory, bit for bit."""
+    try:
+        found = compare_trajectories(trajectory, read_trajectory_file(path))
+    except FormatError:
+        return False
+    return set(found.values()) <= {_EXACT}
 
 
 def _file_name(row: Row, file_format: str) -> str:
@@ -311,7 +331,6 @@ def _commit(
     done: Sequence[Converted],
     *,
     codec: CodecName,
-    uuid: str,
 ) -> None:
     schemas = {one.row.schema: one.schema for one in done}
     config = {"seed": store.seed, "codec": codec}
@@ -322,7 +341,6 @@ def _commit(
             *_state_actions(store.state),
         ],
         op="convert",
-        uuid=uuid,
     )
 
 
@@ -346,7 +364,7 @@ def _write_index(
     rows = store.rows
     index.replace([rows.row(number) for number in range(len(rows))], {})
     metadata, entries = encode_index(index)
-    created.check_reused()
+    created.check_there()
     created.create(INDEX_NAME, entries)
     created.create(METADATA_NAME, metadata)
     created.storage.delete_empty_directories(DIRECTORIES, keep_root=True)

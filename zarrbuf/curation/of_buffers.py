@@ -23,7 +23,6 @@ from zarrbuf.errors import (
     StorageError,
     ZarrbufError,
 )
-from zarrbuf.manifest.actions import Action
 from zarrbuf.manifest.changes import listing_actions, remove_rows
 from zarrbuf.manifest.layout import TRAJECTORY_DIR, commit_path
 from zarrbuf.manifest.other_buffers import Base, make_base
@@ -86,15 +85,18 @@ class Buffers(Backend):
         schemas = check_schemas(parts)
         rows = Rows.concat([part.rows for part in parts])
         bytes_copied = 0
+        created = Created(destination)
         with ExitStack() as undo:
             if mode == "reference":
                 bases, numbers = reference_bases(parts, destination)
+                created.claim(uuid)
                 if pin:
                     by = f"{uuid} {destination.url}"
                     absent = functools.partial(_is_absent, destination)
                     undo.enter_context(pinned(parts, by=by, is_absent=absent))
             else:
                 bases, numbers = [], np.zeros(len(rows), np.int64)
+                created.claim(uuid)
                 bytes_copied = bring_archives(
                     parts, destination, mode=mode, progress=progress
                 )
@@ -107,7 +109,7 @@ class Buffers(Backend):
             meta = Snapshot(0, "").meta_action(
                 schemas=schemas, bases=bases, config=parts[0].snapshot.config
             )
-            _commit(destination, rows, meta, op=op, uuid=uuid)
+            created.commit([meta, *listing_actions(rows, destination)], op=op)
         if mode == "move":
             for part in parts:
                 _take_off(part, destination)
@@ -120,19 +122,6 @@ class Buffers(Backend):
             num_bytes=int(rows.column("size").sum()),
             bytes_copied=bytes_copied,
         )
-
-
-def _commit(
-    destination: Storage, rows: Rows, meta: Action, *, op: str, uuid: str
-) -> None:
-    """Make a buffer by the commit that lists rows; nothing is left if it fails."""
-    created = Created(destination)
-    try:
-        actions = [meta, *listing_actions(rows, destination)]
-        created.commit(actions, op=op, uuid=uuid)
-    except BaseException:
-        created.take_away()
-        raise
 
 
 def _is_absent(destination: Storage) -> bool:
@@ -245,7 +234,7 @@ def _bring(
             "local file system; use the mode copy"
         )
     data = read_archive(row, store)
-    destination.put(row.path, data)
+    destination.ensure(row.path, data)
     return len(data)
 
 

@@ -106,16 +106,12 @@ class Folders(Backend):
         check_empty(destination, files=self.new_files)
         _check_fields(parts)
         created = Created(destination)
-        try:
-            index = _write_files(parts, created, progress)
-            metadata, entries = encode_index(index)
-            created.check_reused()
-            created.create(INDEX_NAME, entries)
-            created.create(METADATA_NAME, metadata)
-            destination.delete_empty_directories(DIRECTORIES, keep_root=True)
-        except BaseException:
-            created.take_away()
-            raise
+        index = _write_files(parts, created, progress)
+        metadata, entries = encode_index(index)
+        created.check_there()
+        created.create(INDEX_NAME, entries)
+        created.create(METADATA_NAME, metadata)
+        destination.delete_empty_directories(DIRECTORIES, keep_root=True)
         if mode == "move":
             for part in parts:
                 part.store.remove(part.rows.trajectory_ids.tolist())

@@ -86,7 +86,7 @@ def recompress(
     anew = Rows.of([one.row for one in done])
 
     def build(now: Snapshot) -> list[Action]:
-        created.check_reused()
+        created.check_there()
         if now.rows.fixed["uuid"].tolist() != rows.fixed["uuid"].tolist():
             raise ConflictError(
                 f"{store.url} was changed meanwhile; call it again, it goes on"
@@ -140,8 +140,8 @@ def export(
         The names, in the order of the list.
 
     Raises:
-        InvalidInputError: if the directory is not local, or a name is there with other
-            bytes.
+        InvalidInputError: if the directory is not local.
+        ConflictError: if a name is there with other bytes.
         NotFoundError: if there is no buffer, or an archive of it is missing.
         FormatError: if an archive is damaged.
         StorageError: if the storage failed.

@@ -257,7 +257,10 @@ class CommitLog:
             except StorageError as exc:
                 failure = exc
             try:
-                return commit.txn == self._read_txn(name, commit)
+                is_ours = commit.txn == self._read_txn(name, commit)
+                if is_ours:
+                    self.storage.settle(name)
+                return is_ours
             except NotFoundError:
                 # After an unclear answer the commit may still be on its way.
                 if failure is not None and not is_unclear:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import time
+from contextlib import suppress
 from typing import Any, Final
 
 from zarrbuf.archive.zarr_json import check_spec, encode_json, parse_json
@@ -74,9 +75,11 @@ def create_root(storage: Storage, root: bytes) -> None:
     deadline = time.monotonic() + storage.deadline_s
     while storage.create(ROOT_NAME, root) is not Outcome.CREATED:
         there = storage.read_existing([ROOT_NAME])[0]
-        if there == root:
-            return  # an answer was lost
-        if there is not None:
+        if there == root:  # an answer was lost
+            with suppress(StorageError):
+                storage.settle(ROOT_NAME)
+                return
+        elif there is not None:
             raise ConflictError(
                 f"{storage.url} holds a buffer already; open it instead"
             )

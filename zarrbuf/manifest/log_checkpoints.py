@@ -75,7 +75,7 @@ def write_segments(storage: Storage, rows: Rows, *, level: int = 0) -> list[Segm
         part = rows.slice(start, stop)
         data = encode_segment(part)
         path = segment_path()
-        storage.put(path, data)
+        storage.ensure(path, data)
         full = _MAX_LEVEL if len(part) == MAX_SEGMENT_ROWS else level
         refs.append(
             SegmentRef(
@@ -126,7 +126,7 @@ def write_checkpoint(storage: Storage, snapshot: Snapshot) -> Snapshot:
     refs += written
     table = _merge_levels(storage, table, refs)
     sealed = dataclasses.replace(snapshot, table=table, segments=tuple(refs))
-    storage.put(checkpoint_path(snapshot.version), encode_checkpoint(sealed))
+    storage.ensure(checkpoint_path(snapshot.version), encode_checkpoint(sealed))
     return sealed
 
 

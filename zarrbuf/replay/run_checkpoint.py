@@ -16,7 +16,7 @@ import numpy as np
 from zarrbuf.archive.chunks import crc32c
 from zarrbuf.archive.spec import Schema
 from zarrbuf.archive.zarr_json import CodecName
-from zarrbuf.errors import InvalidInputError, StorageError
+from zarrbuf.errors import ConflictError, InvalidInputError, StorageError
 from zarrbuf.manifest.actions import Action
 from zarrbuf.manifest.changes import listing_actions
 from zarrbuf.manifest.rows import Row, Rows
@@ -30,7 +30,7 @@ from zarrbuf.rlinf.files import (
 from zarrbuf.rlinf.index import FileFormat, trajectory_name
 from zarrbuf.sampling.open_archives import OpenArchives
 from zarrbuf.sampling.window import LiveRows
-from zarrbuf.storage.contract import Outcome, Storage
+from zarrbuf.storage.contract import Storage
 from zarrbuf.stores.contract import TrajectoryStore
 from zarrbuf.stores.logged import LogStore
 from zarrbuf.stores.opening import (
@@ -115,7 +115,7 @@ def save_buffer(
         StorageError: if the storage failed; what the buffer held before it still holds.
     """
     target = open_or_create_log_store(storage, seed=seed, codec=codec)
-    if isinstance(own, LogStore) and own.log.uuid == target.log.uuid:
+    if isinstance(own, LogStore) and own.is_same(target):
         _check_all_own(saved, own, storage)
         target.log.commit(lambda now: [_state_action(state)], op="checkpoint")
         return
@@ -183,9 +183,12 @@ def _copy_archive(
     else:
         archive = saved.archive(position, opened)
         data, schema, tags = bytes(archive.source), archive.header.schema, row.tags
-    if storage.create(row.path, data) is Outcome.EXISTS:
+    try:
+        storage.ensure(row.path, data)
+    except ConflictError:  # of another codec, by a checkpoint that failed
         data = storage.read(row.path)
         TrajectoryArchive(data, name=storage.describe(row.path)).check()
+        storage.settle(row.path)
     row = dataclasses.replace(
         row,
         size=len(data),

@@ -9,10 +9,18 @@ from __future__ import annotations
 
 import abc
 import enum
+import random
+import time
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final, NamedTuple
 
-from zarrbuf.errors import FormatError, InvalidInputError, NotFoundError, StorageError
+from zarrbuf.errors import (
+    ConflictError,
+    FormatError,
+    InvalidInputError,
+    NotFoundError,
+    StorageError,
+)
 from zarrbuf.storage.block_cache import DiskCache
 
 TMP_DIR: Final = "tmp"
@@ -88,7 +96,8 @@ class Storage(abc.ABC):
 
         Returns:
             CREATED once the object is durable; EXISTS if the name was taken; UNKNOWN
-            if it may or may not have been created.
+            if it may or may not have been created. Of what that means, `ensure` knows
+            for objects that are written once, the log for its commits.
 
         Raises:
             StorageError: if it surely was not created; nothing is left behind.
@@ -117,31 +126,71 @@ class Storage(abc.ABC):
             Full name -> ms since 1970; what has no known time counts as written now.
         """
 
-    def touch(self, name: str) -> None:  # noqa: B027
-        """Have an object count as written now; where writing it again does, nothing."""
+    @property
+    def place(self) -> tuple[object, ...]:
+        """What tells this root from any other, by whatever path it was reached."""
+        return (self.url,)
+
+    def settle(self, name: str) -> None:  # noqa: B027
+        """Have an object that is there survive a crash and count as written now.
+
+        Raises:
+            StorageError: if it may be gone after a crash.
+        """
 
     @abc.abstractmethod
     def delete(self, name: str) -> None:
         """Delete an object; one that is absent is no error."""
 
-    def put(self, name: str, data: bytes) -> None:
-        """Make an object whose name nobody else uses durable; again is no error.
+    def ensure(self, name: str, data: bytes) -> None:
+        """Have an object that is written once, whoever creates it; see `ensure_all`."""
+        self.ensure_all({name: data})
+
+    def ensure_all(self, objects: Mapping[str, bytes]) -> None:
+        """Have objects that are written once, at once where that is faster.
+
+        It is tried until the deadline. When this returns all of them are durable, with
+        these bytes, by this call or another. What it leaves when it fails may be used
+        by somebody else: nobody deletes it but a vacuum.
 
         Raises:
-            StorageError: if it was not created, or it is unknown whether it was.
+            ConflictError: if a name is taken by other bytes.
+            StorageError: if one is surely not there, or it stayed unknown.
         """
-        outcome = self.create(name, data)
-        if outcome is Outcome.UNKNOWN:
-            raise StorageError(f"{self.describe(name)} may or may not be there; retry")
-        if outcome is Outcome.EXISTS:
-            if self.read(name) != data:
-                raise StorageError(f"{self.describe(name)} is there with other content")
-            self.touch(name)
+        waiting = dict(objects)
+        deadline = time.monotonic() + self.deadline_s
+        while True:
+            outcomes = self.create_all(waiting)
+            waiting = {
+                name: data
+                for (name, data), outcome in zip(waiting.items(), outcomes, strict=True)
+                if outcome is not Outcome.CREATED and not self._is_there(name, data)
+            }
+            if not waiting:
+                return
+            if time.monotonic() > deadline:
+                raise StorageError(
+                    f"{self.describe(next(iter(waiting)))} may or may not be there; "
+                    f"{self.deadline_s:g} s of trying did not tell"
+                )
+            time.sleep(random.uniform(0.01, 0.1))
 
-    def put_all(self, objects: Mapping[str, bytes]) -> None:
-        """Do what `put` does for several objects, at once where that is faster."""
-        for name, data in objects.items():
-            self.put(name, data)
+    def _is_there(self, name: str, data: bytes) -> bool:
+        """Whether an object has these bytes and survives a crash."""
+        found = self.read_existing([name])[0]
+        if found is None:
+            return False
+        if found != data:
+            raise taken(self.describe(name))
+        try:
+            self.settle(name)
+        except StorageError:
+            return False
+        return True
+
+    def create_all(self, objects: Mapping[str, bytes]) -> list[Outcome]:
+        """Do what `create` does for several objects, at once where that is faster."""
+        return [self.create(name, data) for name, data in objects.items()]
 
     def check_create(self) -> None:  # noqa: B027
         """Make sure that creations are exclusive here, before a buffer relies on it.
@@ -183,6 +232,14 @@ def checked_name(name: str) -> str:
             "empty nor '.' nor '..'"
         )
     return name
+
+
+def taken(name: str) -> ConflictError:
+    """Return the error for a name that has other bytes than it shall get."""
+    return ConflictError(
+        f"{name} is there with other bytes: of another program, or of a call that was "
+        "stopped; nothing was overwritten"
+    )
 
 
 def short_object(name: str, num_bytes: int, stop: int) -> FormatError:

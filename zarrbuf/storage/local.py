@@ -23,7 +23,9 @@ from zarrbuf.storage.contract import (
     Storage,
     checked_name,
     short_object,
+    taken,
 )
+from zarrbuf.storage.directories import Directories, LinkedError
 from zarrbuf.storage.mmap import map_file
 
 _TRIES: Final = 5
@@ -38,24 +40,25 @@ class LocalStorage(Storage):
         """Use the directory `root`, which need not exist yet."""
         self.root = Path(os.path.abspath(os.fspath(root)))
         self.url = str(self.root)
+        self._directories = Directories(self.root)
 
     def sibling(self, url: str) -> LocalStorage:  # noqa: D102
         return LocalStorage(url)
 
-    def _open_below(self, name: str) -> int:
-        """Open a regular file below the root, following no link out of it."""
-        *parents, last = checked_name(name).split("/")
-        directory = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    @property
+    def place(self) -> tuple[object, ...]:  # noqa: D102
         try:
-            for part in parents:
-                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-                inner = os.open(part, flags, dir_fd=directory)
-                os.close(directory)
-                directory = inner
+            found = os.stat(self.root)
+        except OSError:
+            return (self.url,)
+        return (found.st_dev, found.st_ino)
+
+    def _open_below(self, name: str) -> int:
+        """Open a regular file below the root, following no link."""
+        *parents, last = checked_name(name).split("/")
+        with self._directories.opened(parents) as directory:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             fd = os.open(last, flags, dir_fd=directory)
-        finally:
-            os.close(directory)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise StorageError(f"{self.describe(name)} is not a regular file")
@@ -88,13 +91,16 @@ class LocalStorage(Storage):
         return found
 
     def create(self, name: str, data: bytes) -> Outcome:  # noqa: D102
-        target = self.root / checked_name(name)
-        temporary = self.root / TMP_DIR / new_uuid()
+        *parents, last = checked_name(name).split("/")
         tries = 0
         while True:
             tries += 1
             try:
-                return _create(temporary, target, data)
+                with (
+                    self._directories.opened([TMP_DIR], make=True) as temporary,
+                    self._directories.opened(parents, make=True) as target,
+                ):
+                    return _create(temporary, target, last, data)
             except FileNotFoundError as exc:
                 # Another program took a directory away that was empty for a moment.
                 if tries == _TRIES:
@@ -102,29 +108,66 @@ class LocalStorage(Storage):
             except OSError as exc:
                 self._raise(exc, "create", name)
 
+    def settle(self, name: str) -> None:  # noqa: D102
+        *parents, last = checked_name(name).split("/")
+        try:
+            fd = self._open_below(name)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            with self._directories.opened(parents, make=True) as directory:
+                os.utime(last, dir_fd=directory, follow_symlinks=False)
+                os.fsync(directory)
+        except OSError as exc:
+            self._raise(exc, "sync", name)
+
     def link_from(self, other: Storage, name: str) -> bool:  # noqa: D102
         if not isinstance(other, LocalStorage):
             return False
-        target = self.root / checked_name(name)
+        *parents, last = checked_name(name).split("/")
         try:
-            _make_directory(target.parent)
-            os.link(other.root / name, target, follow_symlinks=False)
-            _sync_directory(target.parent)
-        except FileExistsError:
-            self.touch(name)
-            return True
-        except FileNotFoundError as exc:
-            self._raise(exc, "link", name)
+            source = other._open_below(name)
+        except OSError as exc:
+            other._raise(exc, "read", name)
+        try:
+            with (
+                other._directories.opened(parents) as there,
+                self._directories.opened(parents, make=True) as here,
+            ):
+                try:
+                    os.link(
+                        *(last, last),
+                        src_dir_fd=there,
+                        dst_dir_fd=here,
+                        follow_symlinks=False,
+                    )
+                except FileExistsError:
+                    self._check_same(name, source)
+            self.settle(name)
         except OSError as exc:
             if exc.errno in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
                 return False
             self._raise(exc, "link", name)
+        finally:
+            os.close(source)
         return True
 
+    def _check_same(self, name: str, source: int) -> None:
+        """Refuse a name that is taken by another file with other bytes."""
+        fd = self._open_below(name)
+        with os.fdopen(fd, "rb") as mine, os.fdopen(os.dup(source), "rb") as theirs:
+            if os.path.sameopenfile(fd, source):
+                return
+            theirs.seek(0)
+            if mine.read() != theirs.read():
+                raise taken(self.describe(name))
+
     def list_names(self, directory: str) -> list[str]:  # noqa: D102
-        path = self.root / checked_name(directory) if directory else self.root
+        parts = checked_name(directory).split("/") if directory else []
         try:
-            return sorted(os.listdir(path))
+            with self._directories.opened(parts) as fd:
+                return sorted(os.listdir(fd))
         except FileNotFoundError:
             return []
         except OSError as exc:
@@ -134,7 +177,10 @@ class LocalStorage(Storage):
         found: dict[str, int] = {}
         for directory in directories:
             try:
-                with os.scandir(self.root / checked_name(directory)) as entries:
+                with (
+                    self._directories.opened(checked_name(directory).split("/")) as fd,
+                    os.scandir(fd) as entries,
+                ):
                     for one in entries:
                         if one.is_file(follow_symlinks=False):
                             times = one.stat(follow_symlinks=False)
@@ -148,25 +194,40 @@ class LocalStorage(Storage):
                 self._raise(exc, "list", directory)
         return found
 
-    def touch(self, name: str) -> None:  # noqa: D102
+    def exists(self, name: str) -> bool:  # noqa: D102
+        *parents, last = checked_name(name).split("/")
         try:
-            os.utime(self.root / checked_name(name), follow_symlinks=False)
+            with self._directories.opened(parents) as directory:
+                os.stat(last, dir_fd=directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
         except OSError as exc:
-            self._raise(exc, "touch", name)
+            if isinstance(exc, NotADirectoryError) and not self.root.is_file():
+                return False
+            self._raise(exc, "look for", name)
+        return True
 
     def delete(self, name: str) -> None:  # noqa: D102
+        *parents, last = checked_name(name).split("/")
         try:
-            (self.root / checked_name(name)).unlink(missing_ok=True)
+            with self._directories.opened(parents) as directory:
+                os.unlink(last, dir_fd=directory)
+        except FileNotFoundError:
+            return
         except OSError as exc:
             self._raise(exc, "delete", name)
 
     def delete_empty_directories(  # noqa: D102
         self, directories: Sequence[str], *, keep_root: bool
     ) -> None:
-        for top in directories:
-            for directory, _, _ in os.walk(self.root / top, topdown=False):
-                with suppress(OSError):  # not empty: that is what rmdir is for here
-                    os.rmdir(directory)
+        with suppress(OSError), self._directories.opened([]) as root:
+            for top in directories:
+                for _, inner, _, fd in os.fwalk(top, topdown=False, dir_fd=root):
+                    for name in inner:
+                        with suppress(OSError):  # not empty: what rmdir is for here
+                            os.rmdir(name, dir_fd=fd)
+                with suppress(OSError):
+                    os.rmdir(top, dir_fd=root)
         if not keep_root:
             with suppress(OSError):
                 os.rmdir(self.root)
@@ -175,10 +236,13 @@ class LocalStorage(Storage):
         if isinstance(exc, StorageError | NotFoundError):
             raise exc
         where = self.describe(name)
+        if isinstance(exc, LinkedError):
+            raise StorageError(f"cannot {verb} {where}: {exc.strerror}") from exc
+        is_written = verb in ("create", "sync", "link")
         if isinstance(exc, NotADirectoryError) and self.root.is_file():
-            error = StorageError if verb == "create" else NotFoundError
+            error = StorageError if is_written else NotFoundError
             raise error(f"{self.url} is a file, not a directory") from exc
-        if isinstance(exc, FileNotFoundError | NotADirectoryError) and verb != "create":
+        if isinstance(exc, FileNotFoundError | NotADirectoryError) and not is_written:
             raise NotFoundError(f"{where} does not exist") from exc
         if exc.errno in (errno.ELOOP, errno.ENXIO):
             raise StorageError(f"{where} is a link or no regular file") from exc
@@ -188,38 +252,27 @@ class LocalStorage(Storage):
         raise StorageError(f"cannot {verb} {where}: {exc.strerror}{hint}") from exc
 
 
-def _create(temporary: Path, target: Path, data: bytes) -> Outcome:
-    """Write a file under a temporary name, then link it to its own."""
-    _make_directory(temporary.parent)
-    _make_directory(target.parent)
+def _create(temporary: int, target: int, name: str, data: bytes) -> Outcome:
+    """Write a file under a temporary name, then link it to its own.
+
+    Args:
+        temporary: descriptor of the directory for temporary names.
+        target: that of the directory where it belongs.
+        name: its name there.
+        data: its bytes.
+    """
+    working = new_uuid()
     try:
-        _write_durably(temporary, data)
-        return _link_durably(temporary, target)
+        _write_durably(temporary, working, data)
+        return _link_durably(temporary, working, target, name)
     finally:
         with suppress(OSError):
-            temporary.unlink()
+            os.unlink(working, dir_fd=temporary)
 
 
-def _make_directory(path: Path) -> None:
-    """Create a directory and its parents so that they survive a power loss."""
-    if path.is_dir():
-        return
-    _make_directory(path.parent)
-    with suppress(FileExistsError):
-        path.mkdir()
-        _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+def _write_durably(directory: int, name: str, data: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    fd = os.open(name, flags, 0o666, dir_fd=directory)
     try:
         view = memoryview(data)
         while view:
@@ -229,19 +282,19 @@ def _write_durably(path: Path, data: bytes) -> None:
         os.close(fd)
 
 
-def _link_durably(temporary: Path, target: Path) -> Outcome:
+def _link_durably(temporary: int, working: str, target: int, name: str) -> Outcome:
     """Give a finished file its name, unless the name is taken.
 
     A link that fails with EEXIST may still be ours (a network file system repeats a
     request whose answer was lost): then the file has two names.
     """
     try:
-        os.link(temporary, target)
+        os.link(working, name, src_dir_fd=temporary, dst_dir_fd=target)
     except FileExistsError:
-        if os.stat(temporary).st_nlink != 2:
+        if os.stat(working, dir_fd=temporary).st_nlink != 2:
             return Outcome.EXISTS
     try:
-        _sync_directory(target.parent)
+        os.fsync(target)
     except OSError:
         return Outcome.UNKNOWN  # the name is there, and may be gone after a crash
     return Outcome.CREATED

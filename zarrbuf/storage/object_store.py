@@ -145,16 +145,32 @@ class ObjectStorage(Storage):
                 f"cannot write {self.describe(name)}: web servers are only read"
             )
 
+    @property
+    def place(self) -> tuple[object, ...]:  # noqa: D102
+        return (self._client.protocol, self._client.endpoint, self._root)
+
     def create(self, name: str, data: bytes) -> Outcome:  # noqa: D102
-        self._check_writable(name)
+        return self._create({name: data})[0]
+
+    def create_all(self, objects: Mapping[str, bytes]) -> list[Outcome]:  # noqa: D102
+        return self._create(objects)
+
+    def _create(self, objects: Mapping[str, bytes]) -> list[Outcome]:
+        for name in objects:
+            self._check_writable(name)
         if self._is_single:
-            if self.read_existing([name])[0] is not None:
-                return Outcome.EXISTS
-            self.put(name, data)
-            return Outcome.CREATED
+            return self._create_alone(objects)
         # One try: who repeats it has to look first whether this one landed.
-        path = self._path(name)
-        done = self._run([Request("create", path, data=data)], tries=1)[0]
+        requests = [
+            Request("create", self._path(name), data=data)
+            for name, data in objects.items()
+        ]
+        done = self._run(requests, tries=1)
+        return [
+            self._outcome(name, one) for name, one in zip(objects, done, strict=True)
+        ]
+
+    def _outcome(self, name: str, done: Any) -> Outcome:
         if not isinstance(done, RequestError):
             return Outcome.CREATED
         if done.fault is Fault.EXISTS:
@@ -162,6 +178,25 @@ class ObjectStorage(Storage):
         if done.fault is Fault.FAILED:
             return Outcome.UNKNOWN
         self._raise(done, "create", name)
+
+    def _create_alone(self, objects: Mapping[str, bytes]) -> list[Outcome]:
+        """Create as the only writer there is, on a store that would overwrite."""
+        there = self.read_existing(list(objects))
+        missing = {
+            name: data
+            for (name, data), found in zip(objects.items(), there, strict=True)
+            if found is None
+        }
+        requests = [
+            Request("write", self._path(name), data=data)
+            for name, data in missing.items()
+        ]
+        for name, done in zip(missing, self._run(requests), strict=True):
+            if isinstance(done, RequestError):
+                self._raise(done, "write", name)
+        return [
+            Outcome.CREATED if name in missing else Outcome.EXISTS for name in objects
+        ]
 
     def check_create(self) -> None:  # noqa: D102
         if self._is_single:
@@ -185,21 +220,6 @@ class ObjectStorage(Storage):
                 "lose commits; if there is only one, ever, say so by the storage "
                 "option commit=single"
             )
-
-    def put(self, name: str, data: bytes) -> None:  # noqa: D102
-        self.put_all({name: data})
-
-    def put_all(self, objects: Mapping[str, bytes]) -> None:  # noqa: D102
-        for name in objects:
-            self._check_writable(name)
-        # The names are new, so that writing one twice is writing the same.
-        requests = [
-            Request("write", self._path(name), data=data)
-            for name, data in objects.items()
-        ]
-        for name, done in zip(objects, self._run(requests), strict=True):
-            if isinstance(done, RequestError):
-                self._raise(done, "write", name)
 
     def link_from(self, other: Storage, name: str) -> bool:  # noqa: D102
         return False

@@ -34,6 +34,9 @@ MIN_BYTES_PER_S: Final = 1 << 20
 """A transfer may take its deadline and, on top, as long as at this rate."""
 _WRITTEN_KEYS: Final = ("LastModified", "last_modified", "updated", "created", "mtime")
 """What s3fs, obstore, gcsfs and fsspec's memory call the time of an object."""
+_MAX_AT_ONCE: Final = 1 << 30
+"""Bytes of an object that is sent as one; stores take five times as many."""
+_GCS_PART: Final = 50 << 20
 _TRY_S: Final = 20.0
 """After so long without an answer a request is asked again, if the deadline allows."""
 _MEMORY_LOCK: Final = threading.Lock()
@@ -103,6 +106,7 @@ class ObjectClient:
     Attributes:
         protocol: fsspec's name of it.
         client: the library that reaches it.
+        endpoint: where, if it was told.
         deadline_s: seconds after which a request is given up.
     """
 
@@ -128,6 +132,7 @@ class ObjectClient:
         self.protocol = protocol
         self.client = choose_client(protocol, client)
         self._options = dict(options)
+        self.endpoint = str(options.get("endpoint_url") or "")
         self.deadline_s = deadline_s
         self._file_systems: dict[int, Any] = {}
 
@@ -308,13 +313,31 @@ async def _send(fs: Any, request: Request) -> Any:
         case "delete":
             return await fs._rm_file(path)
         case "create" if hasattr(fs, "_construct_store"):
-            # obstore's file system knows no mode: it would overwrite.
-            bucket, key = fs._split_path(path)
-            store = fs._construct_store(bucket)
-            return await store.put_async(key, request.data, mode="create")
+            return await _create_by_obstore(fs, request)
+        case "create" if "gs" in fs.protocol:
+            # As one request: so the condition is asked for when all bytes are there.
+            size = min(len(request.data), _MAX_AT_ONCE) + 1
+            options = {"mode": "create", "chunksize": max(_GCS_PART, size)}
+            return await fs._pipe_file(path, request.data, **options)
         case "create":
             return await fs._pipe_file(path, request.data, mode="create")
     return await fs._pipe_file(path, request.data)
+
+
+async def _create_by_obstore(fs: Any, request: Request) -> Any:
+    """Create an object by obstore, whose file system would overwrite one."""
+    bucket, key = fs._split_path(request.path)
+    store = fs._construct_store(bucket)
+    if len(request.data) <= _MAX_AT_ONCE:
+        return await store.put_async(key, request.data, mode="create")
+    # In parts it knows no condition. Names of objects so large are never made twice.
+    try:
+        await fs._info(request.path)
+    except Exception as exc:
+        if fault_of(exc) is not Fault.MISSING:
+            raise
+        return await fs._pipe_file(request.path, request.data)
+    raise FileExistsError(request.path)
 
 
 async def _read_whole(fs: Any, path: str) -> Any:

@@ -142,7 +142,9 @@ class LogStore(TrajectoryStore):
         return seed if type(seed) is int else None
 
     def is_same(self, other: TrajectoryStore) -> bool:  # noqa: D102
-        return isinstance(other, LogStore) and other.log.uuid == self.log.uuid
+        if not isinstance(other, LogStore) or other.log.uuid != self.log.uuid:
+            return False
+        return other.storage.place == self.storage.place  # a copy has its uuid, too
 
     def refresh(self) -> None:  # noqa: D102
         if not self._is_past:
@@ -215,7 +217,7 @@ class LogStore(TrajectoryStore):
     def _write(self, items: Sequence[NewTrajectory]) -> None:
         names = ", ".join(known_name(item.row) for item in items)
         try:
-            self.storage.put_all({i.row.path: i.encoded.data for i in items})
+            self.storage.ensure_all({i.row.path: i.encoded.data for i in items})
         except ZarrbufError as exc:
             raise StorageError(f"{names:.200} could not be saved: {exc}") from exc
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from zarrbuf.archive.spec import Schema
 from zarrbuf.common.uuids import new_uuid
-from zarrbuf.errors import FormatError, StorageError
+from zarrbuf.errors import FormatError
 from zarrbuf.manifest.actions import Action, SegmentRef
 from zarrbuf.manifest.changes import listing_actions
 from zarrbuf.manifest.commit_log import CommitLog
@@ -24,7 +24,7 @@ from zarrbuf.manifest.layout import CHECKPOINT_DIR, CHECKPOINT_NAME
 from zarrbuf.manifest.log_checkpoints import read_segment, write_segments
 from zarrbuf.manifest.rows import Rows
 from zarrbuf.manifest.snapshot import Snapshot, schema_json
-from zarrbuf.storage.contract import Outcome, Storage
+from zarrbuf.storage.contract import Storage
 from zarrbuf.upkeep.repair.log_remains import Remains, without
 
 ASIDE_DIR: Final = "damaged"
@@ -128,10 +128,9 @@ def carry_out(log: CommitLog, plan: Plan) -> None:
     """
     storage = log.storage
     for name in plan.names:
-        if storage.create(_aside(plan, name), storage.read(name)) is Outcome.UNKNOWN:
-            raise StorageError(f"{storage.describe(name)} could not be put aside")
+        storage.ensure(_aside(plan, name), storage.read(name))
     if plan.names:
-        storage.put(_aside(plan, PLAN_NAME), _encode_plan(storage, plan))
+        storage.ensure(_aside(plan, PLAN_NAME), _encode_plan(storage, plan))
     _finish(log, plan)
 
 
@@ -162,7 +161,7 @@ def _finish(log: CommitLog, plan: Plan) -> None:
     log.commit(lambda now: _actions(log, plan, now), op="repair")
     log.commit(lambda now: _removal(now, plan.ghosts), op="repair")
     if plan.names:
-        log.storage.put(_aside(plan, DONE_NAME), b"")
+        log.storage.ensure(_aside(plan, DONE_NAME), b"")
 
 
 def _aside(plan: Plan, name: str) -> str:
