@@ -7,7 +7,8 @@
     ├── NotFoundError (FileNotFoundError)       nothing at this path
     │   └── TrajectoryNotFoundError (ValueError)
     ├── ConflictError                           someone else was first; reload, retry
-    │   └── CommitUnknownError                  may or may not have landed; resolve
+    │   ├── CommitUnknownError              may or may not have landed; resolve
+    │   └── VacuumedError                   a vacuum may delete it; write it anew
     ├── FormatError (ValueError)                bytes break the format
     │   ├── UnsupportedVersionError
     │   └── UntrustedBaseError
@@ -66,6 +67,23 @@ class CommitUnknownError(ConflictError):
     def __reduce__(self) -> tuple[type[CommitUnknownError], tuple[str, str, int]]:
         """Pickle with all that it keeps."""
         return type(self), (str(self), self.txn, self.version)
+
+
+class VacuumedError(ConflictError):
+    """A commit would list what a vacuum has said it deletes; nothing was committed.
+
+    Attributes:
+        uuids: of the trajectories.
+    """
+
+    def __init__(self, message: str, uuids: frozenset[str] = frozenset()) -> None:
+        """Keep which trajectories have to be written again under another name."""
+        super().__init__(message)
+        self.uuids = uuids
+
+    def __reduce__(self) -> tuple[type[VacuumedError], tuple[str, frozenset[str]]]:
+        """Pickle with all that it keeps."""
+        return type(self), (str(self), self.uuids)
 
 
 class FormatError(ZarrbufError, ValueError):

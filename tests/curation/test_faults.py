@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from support.clock import put_forward
 from support.numbered import contents, files_below, lists_nothing, make, numbered
 from support.paths import DATA
 from support.trajectories import make_row
@@ -46,7 +48,6 @@ from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import open_storage
 from zarrbuf.stores.logged import LogStore
 from zarrbuf.trajectory.encoding import encode_trajectory
-from zarrbuf.upkeep import vacuum as vacuum_module
 
 FOLDER = DATA / "rlinf_pt" / "rank_0"
 
@@ -166,28 +167,23 @@ def test_an_archive_that_is_linked_again_stays(
     b = str(tmp_path / "b")
     merge([a], b, mode="hardlink")
     remove(b, "0-1")
-    real, ahead = vacuum_module.time.time, 48 * 3600.0
-
-    class Clock:
-        time = staticmethod(lambda: real() + ahead)
-
-    monkeypatch.setattr(vacuum_module, "time", Clock)
+    ahead = [48.0]
+    put_forward(monkeypatch, lambda: ahead[0])
     commit = CommitLog.commit
     linked: list[str] = []
 
     def link_after(self: CommitLog, *args: Any, **kwargs: Any) -> Any:
         found = commit(self, *args, **kwargs)
         if kwargs.get("op") == "vacuum" and not linked:
-            monkeypatch.setattr(vacuum_module, "time", time_now)
+            ahead[0] = 0
             names = zarrbuf.list_buffer(a).rows
             linked.extend(names.row(n).path for n in range(2))
-            future = real() + 2 * ahead
+            future = time.time() + 96 * 3600
             for name in linked:
                 assert open_storage(b).link_from(open_storage(a), name)
                 os.utime(Path(b) / name, (future, future))
         return found
 
-    time_now = vacuum_module.time
     monkeypatch.setattr(CommitLog, "commit", link_after)
     assert vacuum(b, delete=True).names == ()
     assert len(linked) == 2
@@ -394,7 +390,7 @@ def test_any_time_has_a_text_and_pins_name_what_was(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="pins version 99, to come yet"):
         log.commit(lambda now: [pin], op="pin")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zarrbuf.manifest.commit_log.time.time_ns", lambda: 2**62 * 1000)
+        patch.setattr(CommitLog, "_now_ms", lambda _: 2**62)
         store = LogStore.open(open_storage(a))
         remove(a, [0])
     assert zarrbuf.read_history(a)[-1]["time"].startswith("9999-12-31")

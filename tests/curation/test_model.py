@@ -24,6 +24,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from support.clock import put_forward
 from support.numbered import numbered
 
 from zarrbuf import merge, prune, remove, split, vacuum
@@ -35,7 +36,6 @@ from zarrbuf.storage.resolve import open_storage
 from zarrbuf.stores.contract import NewTrajectory
 from zarrbuf.stores.logged import LogStore
 from zarrbuf.trajectory.encoding import encode_trajectory
-from zarrbuf.upkeep import vacuum as vacuum_module
 
 CALLS = ("create", "delete", "create_all", "link_from", "read", "read_existing")
 Listed = list[int]
@@ -96,12 +96,7 @@ class Curation(RuleBasedStateMachine):
         self.next_name = 0
         self.next_number = 0
         self.patch = pytest.MonkeyPatch()
-        real = vacuum_module.time.time
-
-        class Clock:
-            time = staticmethod(lambda: real() + 3600 * self.hours)
-
-        self.patch.setattr(vacuum_module, "time", Clock)
+        put_forward(self.patch, lambda: self.hours)
         self.wires = wired()
         self.wires.__enter__()
 

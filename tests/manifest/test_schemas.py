@@ -126,7 +126,8 @@ def structural(document: Document, optional: tuple[str, ...] = ()) -> Iterator[M
                 yield f"{path} = {wrong!r}", replaced(document, path, wrong)
         if not isinstance(value, dict) or (path and path[-1] in OPEN):
             continue
-        if path[-1:] not in (("fields",), ("schemas",), ("pins",), (SCHEMA_ID,)):
+        open_maps = ("fields", "schemas", "pins", "intents", SCHEMA_ID)
+        if not path or path[-1] not in open_maps:
             for key in value:
                 if key not in optional:
                     dropped = copy.deepcopy(document)
@@ -271,6 +272,7 @@ CHECKPOINT = {
     "config": {"seed": 3},
     "state": None,
     "pins": {HEX32: {"version": 3, "by": "eval"}},
+    "intents": {HEX32: VACUUM_PATHS},
     "next_trajectory_id": 12,
 }
 INTS = [-1, -(2**63), 2**63]
@@ -448,6 +450,9 @@ CASES: dict[str, Case] = {
             ("bases",): [[1], [None], [[]]],
             ("pins",): [{"x": {"version": 1, "by": ""}}, {HEX32 + "\n": {}}],
             ("pins", HEX32, "version"): [-1],
+            ("intents",): [{"x": []}, {HEX32 + "\n": []}, {HEX32: {}}, {HEX32: [1]}],
+            ("intents", HEX32, 0): BAD_PATHS,
+            ("intents", HEX32, 1): BAD_PATHS,
             **{("segments", 0, *k): v for k, v in SEGMENT_RANGES.items()},
             ("segments", 0, "level"): [-1, 3],
             ("segments", 0, "removed"): [[[0]], [[0, 1, 2]], [[]], [[0], [0, 1, 2]]],

@@ -6,13 +6,13 @@ import hashlib
 import itertools
 import json
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
+from support.clock import put_forward
 from support.numbered import contents, files_below, make, numbered
 from support.paths import DATA
 from support.remote import loaded, memory_url
@@ -227,8 +227,7 @@ def test_what_is_kept_for_others_stays_kept(
     assert any("stays kept" in one and str(merged) in one for one in done.steps)
     assert contents(source) == [(3, 3)]
     zarrbuf.remove(source, "3")
-    in_days = time.time() + 1e6
-    monkeypatch.setattr("time.time", lambda: in_days)
+    put_forward(monkeypatch, lambda: 300)
     gone = zarrbuf.vacuum(source, delete=True).names
     # Only what the damaged commit added is kept by nothing any more.
     assert len(gone) == 2

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.clock import put_forward
 from support.numbered import contents, numbered
 from support.remote import loaded
 
@@ -14,7 +15,6 @@ from zarrbuf import TrajectoryReplayBuffer
 from zarrbuf.errors import InvalidInputError, StorageError
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.upkeep import retention
-from zarrbuf.upkeep import vacuum as vacuum_module
 
 
 def run(path: Path, count: int, **more: Any) -> TrajectoryReplayBuffer:
@@ -49,12 +49,7 @@ def test_the_disk_is_given_back(
 ) -> None:
     """An hour passes with each trajectory, and vacuums are due at any time."""
     hours = [0]
-    real = vacuum_module.time.time
-
-    class Clock:
-        time = staticmethod(lambda: real() + 7200 * hours[0])
-
-    monkeypatch.setattr(vacuum_module, "time", Clock)
+    put_forward(monkeypatch, lambda: 2 * hours[0])
     monkeypatch.setattr(retention, "_VACUUM_INTERVAL_S", 0.0)
     buffer = run(tmp_path / "a", 10, retention=8)
     for number in range(10, 60):

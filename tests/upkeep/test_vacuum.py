@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.clock import put_forward
 from support.numbered import contents, files_below, make
 from support.remote import loaded, memory_url
 from support.s3 import GCS, S3
@@ -24,22 +25,15 @@ from zarrbuf.storage.object_store import ObjectStorage
 from zarrbuf.storage.resolve import open_storage
 from zarrbuf.upkeep import vacuum as vacuum_module
 
-HOUR = 3600.0
-
 
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Let hours pass, for the vacuum alone."""
     ahead = [0.0]
-    real = time.time
-
-    class Clock:
-        time = staticmethod(lambda: real() + ahead[0])
-
-    monkeypatch.setattr(vacuum_module, "time", Clock)
+    put_forward(monkeypatch, lambda: ahead[0])
 
     def wait(hours: float) -> None:
-        ahead[0] += hours * HOUR
+        ahead[0] += hours
 
     return wait
 
@@ -171,7 +165,7 @@ def test_added_and_removed_within_the_grace_stays(tmp_path: Path, later: Any) ->
     remove(a, "1")
     for name in archives(a):  # however old the storage says that they are
         os.utime(tmp_path / "a" / name, (1e9, 1e9))
-    assert vacuum(a, delete=True, grace_s=HOUR).names == ()
+    assert vacuum(a, delete=True, grace_s=3600).names == ()
 
 
 def test_names_that_are_not_ours_stay(tmp_path: Path, later: Any) -> None:

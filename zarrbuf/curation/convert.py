@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from zarrbuf.archive.zarr_json import CodecName, check_codec
 from zarrbuf.common.arguments import check_whole_number
 from zarrbuf.common.jobs import Progress, run_jobs
 from zarrbuf.common.thread_pool import default_num_threads
+from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import (
     ConflictError,
     FormatError,
@@ -211,6 +212,7 @@ class Converter:
         to: str,
         codec: CodecName,
         verify: bool,
+        doomed: Collection[str] = (),
     ) -> None:
         """Use `convert`.
 
@@ -220,7 +222,9 @@ class Converter:
             to: "zarr", "pt" or "pkl".
             codec: for "zarr".
             verify: whether to compare what was written with what was read.
+            doomed: paths there that a vacuum may delete: these are not used.
         """
+        self._doomed = doomed
         self._store = store
         self._created = created
         self._to = to
@@ -236,6 +240,9 @@ class Converter:
     def _to_archive(self, row: Row) -> Converted:
         uuid = derived_uuid(row, self._codec)
         path = trajectory_path(uuid)
+        if path in self._doomed:
+            uuid = new_uuid()
+            path = trajectory_path(uuid)
         encoded = read_encoded(self._created.storage, path)
         trajectory = None
         if encoded is not None:

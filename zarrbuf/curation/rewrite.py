@@ -75,7 +75,14 @@ def recompress(
     )
     rows = store.rows
     created = Created(store.storage)
-    converter = Converter(store, created, to="zarr", codec=known_codec, verify=verify)
+    converter = Converter(
+        store,
+        created,
+        to="zarr",
+        codec=known_codec,
+        verify=verify,
+        doomed=store.log.snapshot.doomed,
+    )
     done = run_jobs(
         lambda number: converter.convert(rows.row(number)),
         range(len(rows)),

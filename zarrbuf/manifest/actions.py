@@ -244,6 +244,18 @@ def check_pins(pins: Mapping[str, Any], *, where: str) -> None:
             raise FormatError(f"{where}: pin {pin!r:.40} is malformed")
 
 
+def check_intents(intents: Mapping[str, Any], *, where: str) -> None:
+    """Check what vacuums have said they delete: uuid -> paths.
+
+    Raises:
+        FormatError: if one is malformed.
+    """
+    for intent, paths in intents.items():
+        if not isinstance(paths, list):
+            raise FormatError(f"{where}: intent {intent!r:.40} must be a list of paths")
+        _check_vacuum({"intent": intent, "paths": paths}, where=where)
+
+
 def _check_vacuum(fields: Mapping[str, Any], *, where: str) -> None:
     if not _HEX32.fullmatch(fields["intent"]) or not all(
         isinstance(path, str)

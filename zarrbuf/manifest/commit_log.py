@@ -7,6 +7,7 @@ columnar snapshots of the log are written by `log_checkpoints`.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -26,6 +27,7 @@ from zarrbuf.errors import (
     NotFoundError,
     StorageError,
     StorageRefusedError,
+    VacuumedError,
     ZarrbufError,
 )
 from zarrbuf.manifest.actions import (
@@ -36,7 +38,13 @@ from zarrbuf.manifest.actions import (
     sha256_hex,
 )
 from zarrbuf.manifest.identity import create_root, encode_root, parse_root
-from zarrbuf.manifest.layout import COMMIT_NAME, MANIFEST_DIR, ROOT_NAME, commit_path
+from zarrbuf.manifest.layout import (
+    COMMIT_NAME,
+    MANIFEST_DIR,
+    ROOT_NAME,
+    commit_path,
+    trajectory_path,
+)
 from zarrbuf.manifest.log_checkpoints import (
     read_checkpoint,
     read_segment,
@@ -68,6 +76,8 @@ class CommitLog:
         self.uuid: str = identity["uuid"]
         self._is_single = identity["commit"] == "single"
         self.snapshot = Snapshot(version=0, tip=sha256_hex(root))
+        self._named: set[str] = set()  # by vacuums whose commits were taken in
+        self._asked: tuple[int, float] | None = None  # what time, and when
         self.writer = f"{socket.gethostname()}:{os.getpid()}"
 
     def refresh(self, *, until: int | None = None, window: int = 1) -> Snapshot:
@@ -81,6 +91,9 @@ class CommitLog:
             FormatError: at a hole, a broken chain or a damaged commit, naming it.
         """
         commits = self.read_commits(until=until, window=window)
+        for action in itertools.chain(*(commit.actions for commit in commits)):
+            if action["action"] == "vacuum":
+                self._named.update(action["paths"])
         if commits:
             self.snapshot = apply_commits(
                 self.snapshot, commits, read_segment=self._read_segment
@@ -161,6 +174,8 @@ class CommitLog:
             StorageError: if the storage failed and the commit surely did not land.
             InvalidInputError: if the commit would be larger than 16 MiB or break
                 another rule of the format; nothing was committed.
+            VacuumedError: if it would list what a vacuum may delete at any moment, or
+                has deleted since `forget_vacuums`.
         """
         txn = uuid_module.uuid4().hex
         if self._is_single and self.storage.is_remote:
@@ -221,11 +236,28 @@ class CommitLog:
             version=self.snapshot.version + 1,
             txn=txn,
             prev=self.snapshot.tip,
-            ts=max(time.time_ns() // 1_000_000, self.snapshot.ts + 1),
+            ts=max(self._now_ms(), self.snapshot.ts + 1),
             writer=self.writer,
             op=op,
             actions=actions,
         )
+
+    def forget_vacuums(self) -> None:
+        """Start anew to watch what vacuums name; before an archive is written.
+
+        A commit lists nothing that one has named since, even if it is done.
+        """
+        self._named.clear()
+
+    def _now_ms(self) -> int:
+        """Return the time by the storage's clock, which is asked once.
+
+        That of this machine may be hours off, and other machines write here too.
+        """
+        if self._asked is None:
+            self._asked = self.storage.now_ms(), time.monotonic()
+        then_ms, asked_at = self._asked
+        return then_ms + int(1000 * (time.monotonic() - asked_at))
 
     def _prepare(self, commit: Commit) -> tuple[bytes, Change]:
         """Encode a commit and check it: what breaks a rule must never land."""
@@ -235,9 +267,20 @@ class CommitLog:
             found = parse_commit(
                 data, version=commit.version, prev=commit.prev, where=name
             )
-            return data, Change(self.snapshot, [found], read_segment=self._read_segment)
+            change = Change(self.snapshot, [found], read_segment=self._read_segment)
         except (TypeError, ValueError) as exc:
             raise InvalidInputError(f"nothing was committed: {exc}") from exc
+        # What is done is gone; what is not done may go at any moment.
+        doomed = change.uuids_among(self._named | self.snapshot.doomed)
+        if doomed:
+            paths = ", ".join(sorted(map(trajectory_path, doomed))[:3])
+            raise VacuumedError(
+                f"{self.storage.url}: a vacuum has said it deletes {paths} "
+                f"({len(doomed)} in all); nothing was committed, and the same call "
+                "writes them under other names",
+                doomed,
+            )
+        return data, change
 
     def _create(self, commit: Commit, data: bytes, deadline: float) -> bool:
         """Create the file of a commit; whether it is ours in the end.
@@ -334,6 +377,7 @@ def open_log(
             f"{storage.url} has no version {version}; the newest is "
             f"{log.snapshot.version}"
         )
+    log.forget_vacuums()
     return log
 
 

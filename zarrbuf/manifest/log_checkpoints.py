@@ -19,6 +19,7 @@ from zarrbuf.errors import FormatError, NotFoundError
 from zarrbuf.manifest.actions import (
     SegmentRef,
     check_bases,
+    check_intents,
     check_pins,
     seal,
     sha256_hex,
@@ -59,6 +60,7 @@ _ROOT_FIELDS: Final[Mapping[str, tuple[type, ...]]] = {
     "config": (dict,),
     "state": (dict, type(None)),
     "pins": (dict,),
+    "intents": (dict,),
     "next_trajectory_id": (int,),
 }
 
@@ -168,6 +170,7 @@ def encode_checkpoint(snapshot: Snapshot) -> bytes:
         "config": dict(snapshot.config),
         "state": snapshot.state,
         "pins": dict(snapshot.pins),
+        "intents": {one: list(paths) for one, paths in snapshot.intents.items()},
         "next_trajectory_id": snapshot.next_trajectory_id,
     }
     return seal([root], actions=0)
@@ -196,6 +199,7 @@ def parse_checkpoint(data: bytes, *, version: int, where: str) -> dict[str, Any]
         raise FormatError(f"{where}: tip, ts, samples or next id is malformed")
     check_bases(root["bases"], where=where)
     check_pins(root["pins"], where=where)
+    check_intents(root["intents"], where=where)
     refs = [SegmentRef.parse(value, where=where) for value in root["segments"]]
     if sum(int(ref.live.sum()) for ref in refs) != root["rows"]:
         raise FormatError(f"{where}: its segments do not hold {root['rows']} rows")
@@ -267,6 +271,7 @@ def load_checkpoint_file(
         config=root["config"],
         state=root["state"],
         pins=root["pins"],
+        intents={one: tuple(paths) for one, paths in root["intents"].items()},
         next_trajectory_id=root["next_trajectory_id"],
     )
     if highest >= snapshot.next_trajectory_id:

@@ -7,7 +7,8 @@ never changes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from zarrbuf.archive.spec import FieldSpec, parse_schema
 from zarrbuf.archive.zarr_json import encode_json
 from zarrbuf.errors import FormatError
 from zarrbuf.manifest.actions import Action, Commit, SegmentRef, sha256_hex
+from zarrbuf.manifest.layout import trajectory_path
 from zarrbuf.manifest.row_table import RowTable
 from zarrbuf.manifest.rows import IntArray, Rows, parse_add
 
@@ -40,6 +42,7 @@ class Snapshot:
         config: seed, codec, ...
         state: what the last `state` action carried.
         pins: pin uuid -> version and who asked for it.
+        intents: vacuum -> what it has said it deletes, and may be deleting still.
         next_trajectory_id: one more than the highest id ever given.
     """
 
@@ -53,12 +56,18 @@ class Snapshot:
     config: Mapping[str, Any] = field(default_factory=dict)
     state: Mapping[str, Any] | None = None
     pins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    intents: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     next_trajectory_id: int = 0
 
     @property
     def rows(self) -> Rows:
         """The rows that are listed, in order; a copy if others were removed."""
         return self.table.listed.rows
+
+    @functools.cached_property
+    def doomed(self) -> frozenset[str]:
+        """Paths that a vacuum may delete at any moment: nobody lists one of them."""
+        return frozenset(path for paths in self.intents.values() for path in paths)
 
     def meta_action(self, **changes: Any) -> dict[str, Any]:
         """Return the `meta` action that replaces schemas, bases or config."""
@@ -141,6 +150,7 @@ class Change:
             "schemas": snapshot.schemas,
             "bases": snapshot.bases,
             "pins": dict(snapshot.pins),
+            "intents": dict(snapshot.intents),
             "next_trajectory_id": snapshot.next_trajectory_id,
         }
         for commit in commits:
@@ -254,9 +264,19 @@ class Change:
         self._changes["pins"].pop(action["pin"], None)
 
     def _apply_vacuum(self, action: Action, commit: Commit, line: str) -> None:
-        """Nothing to keep: objects that a vacuum deletes are in no live row."""
+        self._changes["intents"][action["intent"]] = tuple(action["paths"])
 
-    _apply_vacuum_done = _apply_vacuum
+    def _apply_vacuum_done(self, action: Action, commit: Commit, line: str) -> None:
+        self._changes["intents"].pop(action["intent"], None)
+
+    def uuids_among(self, paths: Collection[str]) -> frozenset[str]:
+        """Return the uuids of new rows whose archives here have one of some paths."""
+        if not paths:
+            return frozenset()
+        new = self._all_new()
+        own = new.take(np.flatnonzero(new.column("base") == 0))
+        uuids = (uuid.hex() for uuid in own.fixed["uuid"].tolist())
+        return frozenset(one for one in uuids if trajectory_path(one) in paths)
 
 
 def _less(positions: IntArray, others: IntArray) -> IntArray:

@@ -174,13 +174,13 @@ class LiveSet:
     def _save(self, items: Sequence[NewTrajectory]) -> None:
         """Save queued trajectories; runs in the writer's thread."""
         with self._store_lock:
-            self._store.append(items)
+            listed = self._store.append(items)
             if self._after_save is not None:
                 self._after_save()
         saved = [item.row.uuid for item in items]
         with self._lock:
             self._queued.discard(saved)
-            self._take_in_store(own=saved)
+            self._take_in_store(own=listed)
         for uuid in saved:
             self._reader.archives.discard(uuid)
 

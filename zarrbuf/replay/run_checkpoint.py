@@ -15,8 +15,14 @@ import numpy as np
 
 from zarrbuf.archive.chunks import crc32c
 from zarrbuf.archive.spec import Schema
-from zarrbuf.archive.zarr_json import CodecName
-from zarrbuf.errors import ConflictError, InvalidInputError, StorageError
+from zarrbuf.archive.zarr_json import CodecName, check_codec
+from zarrbuf.common.uuids import new_uuid
+from zarrbuf.errors import (
+    ConflictError,
+    InvalidInputError,
+    StorageError,
+    VacuumedError,
+)
 from zarrbuf.manifest.actions import Action
 from zarrbuf.manifest.changes import listing_actions
 from zarrbuf.manifest.rows import Row, Rows
@@ -31,7 +37,7 @@ from zarrbuf.rlinf.index import FileFormat, trajectory_name
 from zarrbuf.sampling.open_archives import OpenArchives
 from zarrbuf.sampling.window import LiveRows
 from zarrbuf.storage.contract import Storage
-from zarrbuf.stores.contract import TrajectoryStore
+from zarrbuf.stores.contract import NewTrajectory, TrajectoryStore
 from zarrbuf.stores.logged import LogStore
 from zarrbuf.stores.opening import (
     open_or_create_folder,
@@ -39,6 +45,7 @@ from zarrbuf.stores.opening import (
 )
 from zarrbuf.stores.rlinf_folder import RlinfStore
 from zarrbuf.trajectory.archived import TrajectoryArchive
+from zarrbuf.trajectory.encoding import encode_trajectory
 
 
 def save_rows(
@@ -119,15 +126,22 @@ def save_buffer(
         _check_all_own(saved, own, storage)
         target.log.commit(lambda now: [_state_action(state)], op="checkpoint")
         return
-    wanted, schemas = _bring_archives(saved, target, opened=opened)
+    names: dict[str, str] = {}  # of what a vacuum there may delete, other ones
+    while True:
+        wanted, schemas = _bring_archives(saved, target, opened=opened, names=names)
 
-    def build(now: Snapshot) -> Sequence[Action]:
-        return [
-            *_replace_rows(now, wanted, schemas, storage),
-            _state_action(state),
-        ]
+        def build(
+            now: Snapshot, rows: Rows = wanted, schemas: Mapping[str, Schema] = schemas
+        ) -> Sequence[Action]:
+            replaced = _replace_rows(now, rows, schemas, storage)
+            return [*replaced, _state_action(state)]
 
-    target.log.commit(build, op="checkpoint")
+        try:
+            target.log.commit(build, op="checkpoint")
+            return
+        except VacuumedError as exc:
+            origins = {name: uuid for uuid, name in names.items()}
+            names |= {origins.get(uuid, uuid): new_uuid() for uuid in exc.uuids}
 
 
 def _check_all_own(saved: LiveRows, own: TrajectoryStore, storage: Storage) -> None:
@@ -144,9 +158,20 @@ def _state_action(state: Mapping[str, Any]) -> Action:
 
 
 def _bring_archives(
-    saved: LiveRows, target: LogStore, *, opened: OpenArchives
+    saved: LiveRows,
+    target: LogStore,
+    *,
+    opened: OpenArchives,
+    names: Mapping[str, str],
 ) -> tuple[Rows, dict[str, Schema]]:
-    """Make every archive of the window durable in `target`, not yet listed there."""
+    """Make every archive of the window durable in `target`, not yet listed there.
+
+    Args:
+        saved: the rows of the window.
+        target: where.
+        opened: archives that are open.
+        names: uuid -> another one, of those that have to be written under it.
+    """
     there_now = target.rows
     listed = {uuid: n for n, uuid in enumerate(there_now.fixed["uuid"].tolist())}
     rows: list[Row] = []
@@ -158,6 +183,10 @@ def _bring_archives(
         if there is not None:
             known = there_now.row(there)
             schema = target.schema(known)
+        elif row.uuid in names:
+            known, schema = _write_anew(
+                saved, position, target, opened, uuid=names[row.uuid]
+            )
         elif isinstance(store, LogStore) and target.storage.link_from(
             store.home(row), row.path
         ):
@@ -170,6 +199,19 @@ def _bring_archives(
         rows.append(dataclasses.replace(known, trajectory_id=number, version=0, ts=0))
         schemas[known.schema] = schema
     return Rows.of(rows), schemas
+
+
+def _write_anew(
+    saved: LiveRows, position: int, target: LogStore, opened: OpenArchives, *, uuid: str
+) -> tuple[Row, Schema]:
+    """Write a trajectory under another name than it has."""
+    codec = check_codec(target.log.snapshot.config.get("codec", "lz4"))
+    encoded = encode_trajectory(
+        saved.trajectory(position, opened), uuid=uuid, codec=codec
+    )
+    row = NewTrajectory.of(encoded, trajectory_id=0).row
+    target.storage.ensure(row.path, encoded.data)
+    return row, encoded.header.schema
 
 
 def _copy_archive(

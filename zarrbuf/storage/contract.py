@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final, NamedTuple
 
+from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import (
     ConflictError,
     FormatError,
@@ -191,6 +192,19 @@ class Storage(abc.ABC):
     def create_all(self, objects: Mapping[str, bytes]) -> list[Outcome]:
         """Do what `create` does for several objects, at once where that is faster."""
         return [self.create(name, data) for name, data in objects.items()]
+
+    def now_ms(self) -> int:
+        """Return what time it is to the storage, ms since 1970.
+
+        Ages of objects are told by its clock, and no other.
+        """
+        probe = f"{TMP_DIR}/{new_uuid()}"
+        self.ensure(probe, b"")
+        written = self.list_times([TMP_DIR]).get(probe)
+        self.delete(probe)
+        if written is None:
+            raise StorageError(f"{self.describe(probe)} was taken away at once")
+        return written
 
     def check_create(self) -> None:  # noqa: B027
         """Make sure that creations are exclusive here, before a buffer relies on it.

@@ -207,6 +207,21 @@ class LocalStorage(Storage):
             self._raise(exc, "look for", name)
         return True
 
+    def now_ms(self) -> int:  # noqa: D102
+        name = new_uuid()
+        try:
+            with self._directories.opened([TMP_DIR], make=True) as directory:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                fd = os.open(name, flags, 0o666, dir_fd=directory)
+                try:
+                    written = os.fstat(fd).st_mtime_ns
+                finally:
+                    os.close(fd)
+                    os.unlink(name, dir_fd=directory)
+        except OSError as exc:
+            self._raise(exc, "create", f"{TMP_DIR}/{name}")
+        return written // 1_000_000
+
     def delete(self, name: str) -> None:  # noqa: D102
         *parents, last = checked_name(name).split("/")
         try:

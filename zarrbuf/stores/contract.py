@@ -170,10 +170,13 @@ class TrajectoryStore(abc.ABC):
         return None
 
     @abc.abstractmethod
-    def append(self, items: Sequence[NewTrajectory]) -> None:
+    def append(self, items: Sequence[NewTrajectory]) -> list[str]:
         """Add trajectories; they are durable and listed when it returns.
 
         May be called again with items that failed before; none is added twice.
+
+        Returns:
+            The uuids that they are listed by.
 
         Raises:
             StorageError: if the storage failed, naming the trajectory.

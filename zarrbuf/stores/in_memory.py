@@ -125,10 +125,11 @@ class MemoryStore(TrajectoryStore):
             raise NotFoundError(f"{known_name(row)} is no longer in memory")
         return item
 
-    def append(self, items: Sequence[NewTrajectory]) -> None:  # noqa: D102
+    def append(self, items: Sequence[NewTrajectory]) -> list[str]:  # noqa: D102
         self._items.update({item.row.uuid: item for item in items})
         self._unlisted += [(item.row, item) for item in items]
         self._list_all()
+        return [item.row.uuid for item in items]
 
     def take(
         self,

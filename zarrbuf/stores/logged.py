@@ -7,17 +7,19 @@ window, no batch and no thread.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from zarrbuf.archive.spec import Schema
-from zarrbuf.archive.zarr_json import CodecName
+from zarrbuf.archive.zarr_json import CodecName, check_codec
+from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import (
     CommitUnknownError,
     FormatError,
     NotFoundError,
     StorageError,
+    VacuumedError,
     ZarrbufError,
 )
 from zarrbuf.manifest.actions import MAX_ADDS, Action
@@ -33,6 +35,7 @@ from zarrbuf.storage.fetching import FetchCost, RemoteObject, fetch_in_steps
 from zarrbuf.storage.sparse import SparseObject
 from zarrbuf.stores.contract import NewTrajectory, TrajectoryStore, known_name
 from zarrbuf.trajectory.archived import TrajectoryArchive
+from zarrbuf.trajectory.encoding import renamed
 
 
 def check_row(row: Row, archive: TrajectoryArchive) -> None:
@@ -92,6 +95,7 @@ class LogStore(TrajectoryStore):
         self.is_remote = self.storage.is_remote
         self._bases = Bases(self.storage)
         self._unclear_since: int | None = None
+        self._renamed: dict[str, NewTrajectory] = {}  # by the uuid they came with
         self._is_past = False
 
     @classmethod
@@ -149,6 +153,8 @@ class LogStore(TrajectoryStore):
     def refresh(self) -> None:  # noqa: D102
         if not self._is_past:
             self.log.refresh()
+            if self._unclear_since is None:
+                self.log.forget_vacuums()
 
     def schema(self, row: Row) -> Schema:  # noqa: D102
         return self.log.snapshot.schemas[row.schema]
@@ -206,13 +212,44 @@ class LogStore(TrajectoryStore):
         data = SparseObject(row.size, name=self._name(row))
         return RemoteObject(self.home(row), row.path, data)
 
-    def append(self, items: Sequence[NewTrajectory]) -> None:  # noqa: D102
+    def append(self, items: Sequence[NewTrajectory]) -> list[str]:  # noqa: D102
         if self._unclear_since is None:
             self._unclear_since = self.log.snapshot.version
-        self._write(items)
-        for start in range(0, len(items), MAX_ADDS):
-            self._commit(items[start : start + MAX_ADDS], self._unclear_since)
+            self.log.forget_vacuums()
+        # What a try before this one wrote under another name may be listed by now.
+        named = [self._renamed.get(item.row.uuid, item) for item in items]
+        self._write(named)
+        listed: list[str] = []
+        for start in range(0, len(named), MAX_ADDS):
+            some = named[start : start + MAX_ADDS]
+            while True:
+                try:
+                    self._commit(some, self._unclear_since)
+                    break
+                except VacuumedError as exc:
+                    some = self._write_anew(some, exc.uuids)
+            listed += [item.row.uuid for item in some]
         self._unclear_since = None
+        self._renamed = {}
+        return listed
+
+    def _write_anew(
+        self, items: Sequence[NewTrajectory], doomed: Collection[str]
+    ) -> list[NewTrajectory]:
+        """Write under other names what a vacuum may delete."""
+        codec = check_codec(self.log.snapshot.config.get("codec", "lz4"))
+        anew: list[NewTrajectory] = []
+        origins = {one.row.uuid: uuid for uuid, one in self._renamed.items()}
+        for item in items:
+            if item.row.uuid in doomed:
+                encoded = renamed(item.encoded.data, uuid=new_uuid(), codec=codec)
+                made = NewTrajectory.of(encoded, trajectory_id=item.row.trajectory_id)
+                self._renamed[origins.get(item.row.uuid, item.row.uuid)] = made
+                anew.append(made)
+            else:
+                anew.append(item)
+        self._write([item for item in anew if item not in items])
+        return anew
 
     def _write(self, items: Sequence[NewTrajectory]) -> None:
         names = ", ".join(known_name(item.row) for item in items)
@@ -231,6 +268,8 @@ class LogStore(TrajectoryStore):
         what = f"{known_name(items[0].row)} and {len(items) - 1} more"
         try:
             self.log.commit(build, op="add")
+        except VacuumedError:
+            raise
         except CommitUnknownError as exc:
             message = f"{what} may or may not be committed: {exc}"
             raise CommitUnknownError(message, exc.txn, exc.version) from exc

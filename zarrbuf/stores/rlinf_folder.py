@@ -214,11 +214,12 @@ class RlinfStore(TrajectoryStore):
             raise FormatError(f"{path}: was replaced by another one since it was read")
         return TrajectoryArchive(encoded.data, name=str(path))
 
-    def append(self, items: Sequence[NewTrajectory]) -> None:  # noqa: D102
+    def append(self, items: Sequence[NewTrajectory]) -> list[str]:  # noqa: D102
         for item in items:
             if item.row.uuid not in self._paths:
                 self._append_one(item)
         self.write_index()
+        return [item.row.uuid for item in items]
 
     def _append_one(self, item: NewTrajectory) -> None:
         file_format: FileFormat = self.index.file_format

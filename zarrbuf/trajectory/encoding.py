@@ -52,6 +52,7 @@ from zarrbuf.trajectory.trajectory import (
     KNOWN_FIELDS,
     Tensor,
     Trajectory,
+    decode_trajectory,
     fields_of,
     flatten_trajectory,
     to_tensor,
@@ -131,6 +132,16 @@ def encode_trajectory(
     )
     tags = _tags(arrays, first[0])
     return EncodedTrajectory(data, header, first, crc32c(data), tags)
+
+
+def renamed(data: bytes, *, uuid: str, codec: CodecName) -> EncodedTrajectory:
+    """Return the trajectory of an archive encoded anew, under another name.
+
+    Raises:
+        FormatError: if the archive is damaged.
+    """
+    trajectory = decode_trajectory(TrajectoryArchive(data, name=uuid))
+    return encode_trajectory(trajectory, uuid=uuid, codec=codec)
 
 
 class Collected(NamedTuple):

@@ -7,7 +7,6 @@ list that somebody may still read. The log says what is about to go before it go
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,7 +18,7 @@ from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.manifest.actions import Action
 from zarrbuf.manifest.commit_log import open_log
-from zarrbuf.manifest.layout import uuid_of_path
+from zarrbuf.manifest.layout import COMMIT_NAME, MANIFEST_DIR, uuid_of_path
 from zarrbuf.manifest.rows import Rows
 from zarrbuf.manifest.snapshot import Snapshot
 from zarrbuf.storage.contract import Storage
@@ -113,7 +112,7 @@ def vacuum_store(
     """Do what `vacuum` does to an open store."""
     storage, log = store.storage, store.log
     log.refresh()
-    cutoff_ms = int((time.time() - grace_s) * 1000)
+    cutoff_ms = storage.now_ms() - int(grace_s * 1000)
     archives = list_archives(storage)
     found = _find(log.snapshot, storage, archives, cutoff_ms)
     names = list(found.free)
@@ -171,13 +170,24 @@ def _kept_uuids(snapshot: Snapshot, storage: Storage, cutoff_ms: int) -> set[str
     versions = {int(pin["version"]) for pin in snapshot.pins.values()}
     for version in sorted(versions):
         kept |= _own_uuids(open_log(storage, version=version).snapshot.rows)
-    log = open_log(storage, at_ms=cutoff_ms)
+    log = open_log(storage, version=_newest_before(storage, cutoff_ms))
     before = log.snapshot
     log.refresh(window=8)
     # All that was added since, whether or not it was removed again.
     table = log.snapshot.table
     added = table.rows.slice(len(before.table), len(table))
     return kept | _own_uuids(before.rows) | _own_uuids(added)
+
+
+def _newest_before(storage: Storage, time_ms: int) -> int:
+    """Return the last version that was written before a time, by the storage's clock.
+
+    The `ts` of a commit is told by its writer, whose clock may be wrong.
+    """
+    times = storage.list_times([MANIFEST_DIR]).items()
+    old = [name.rpartition("/")[2] for name, written in times if written < time_ms]
+    matches = map(COMMIT_NAME.fullmatch, old)
+    return max((int(match[1]) for match in matches if match), default=0)
 
 
 def _own_uuids(rows: Rows) -> set[str]:
