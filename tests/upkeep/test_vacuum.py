@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from support.clock import put_forward
 from support.numbered import contents, files_below, make
 from support.remote import loaded, memory_url
@@ -17,8 +18,10 @@ from support.s3 import GCS, S3
 
 import zarrbuf
 from zarrbuf import merge, remove, unpin, vacuum
+from zarrbuf.cli import main as cli
 from zarrbuf.errors import InvalidInputError, StorageError
 from zarrbuf.manifest.commit_log import open_log
+from zarrbuf.manifest.log_checkpoints import write_checkpoint
 from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.object_store import ObjectStorage
@@ -308,3 +311,62 @@ def test_nothing_of_another_buffer_is_deleted_through_a_link(
         vacuum(hostile, delete=True)
     assert archives(tmp_path / "theirs") == before
     assert len(contents(tmp_path / "theirs")) == 6
+
+
+def test_what_killed_writers_leave_goes(tmp_path: Path, later: Any) -> None:
+    path = make(tmp_path / "a", 0, 2)
+    merge([path], tmp_path / "many", mode="copy")
+    for name in ("ab" * 16, "not ours", "AB" * 16):
+        (tmp_path / "a" / "tmp" / name).write_bytes(b"half")
+    segment = f"segment/{'cd' * 16}.zarr.zip"
+    open_storage(path).ensure(segment, b"left by a checkpoint that failed")
+    done = vacuum(path, delete=True)
+    assert (done.names, done.num_temporary) == ((), 0)
+    later(25)
+    dry = vacuum(path)
+    done = vacuum(path, delete=True)
+    assert dry.names == done.names == (segment,)
+    assert dry.num_temporary == done.num_temporary == 1
+    assert sorted(os.listdir(tmp_path / "a" / "tmp")) == ["AB" * 16, "not ours"]
+    assert contents(path) == [(0, 0), (1, 1)]
+    assert vacuum(path, delete=True).num_temporary == 0
+
+
+@pytest.mark.parametrize("by", ["commit", "checkpoint", "damage", "repair"])
+def test_segments_that_something_names_stay(
+    tmp_path: Path, later: Any, by: str
+) -> None:
+    sources = [make(tmp_path / "a", 0, 3)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zarrbuf.manifest.changes.MAX_ADDS", 2)
+        target = merge(sources, tmp_path / "b").destination  # by a segment
+    log = open_log(open_storage(target))
+    if by == "checkpoint":
+        target = sources[0]
+        log = open_log(open_storage(target))
+        write_checkpoint(log.storage, log.snapshot)
+    elif by == "damage":
+        target = sources[0]
+        log = open_log(open_storage(target))
+        log.storage.ensure(f"segment/{'cd' * 16}.zarr.zip", b"x")
+        log.storage.ensure(f"checkpoint/{7:020d}.abababab.json", b"damaged")
+    elif by == "repair":
+        log.storage.ensure(f"segment/{'cd' * 16}.zarr.zip", b"x")
+        log.storage.ensure(f"damaged/{'ab' * 16}/plan.json", b"{}")
+    before = log.storage.list_names("segment")
+    assert before
+    later(1000)
+    assert vacuum(target, delete=True).names == ()
+    assert log.storage.list_names("segment") == before
+
+
+def test_people_are_told_how_much_nothing_names_and_when_it_may_go(
+    tmp_path: Path,
+) -> None:
+    path = make(tmp_path / "a", 0, 2)
+    open_storage(path).ensure(f"trajectories/ab/{'ab' * 16}.zarr.zip", b"x")
+    run = CliRunner().invoke(cli.main, ["vacuum", path])
+    assert "1 too young until 20" in run.stdout
+    run = CliRunner().invoke(cli.main, ["verify", path])
+    assert "unreferenced: 1 archives, written 20" in run.stdout
+    assert run.exit_code == 0

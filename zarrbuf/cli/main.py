@@ -23,6 +23,7 @@ from zarrbuf.cli.terminal import (
     JSON_OPTION,
     STORAGE_OPTION,
     format_bytes,
+    format_time,
     print_json,
     show_progress,
 )
@@ -237,6 +238,12 @@ def verify(
         if result.num_evicted:
             click.echo(
                 f"evicted: {result.num_evicted} trajectories, let go of by a run"
+            )
+        if result.unreferenced_ms is not None:
+            first, last = map(format_time, result.unreferenced_ms)
+            click.echo(
+                f"unreferenced: {result.num_unreferenced} archives, written {first} to "
+                f"{last}; zarrbuf vacuum says which can go"
             )
         click.echo(
             f"{result.num_trajectories} trajectories, {result.num_commits} commits, "

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import click
@@ -72,6 +73,12 @@ def show_progress(what: str, *, unit: str = "trajectories") -> Iterator[Progress
             bar.update(done - bar.n)
 
         yield update
+
+
+def format_time(ms: int) -> str:
+    """Return a time, ms since 1970, for people; one that no clock shows as its end."""
+    seconds = min(max(ms, 0) / 1000, 253_402_300_799)
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def format_bytes(count: float) -> str:

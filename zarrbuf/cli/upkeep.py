@@ -15,10 +15,12 @@ from zarrbuf.cli.terminal import (
     JSON_OPTION,
     STORAGE_OPTION,
     format_bytes,
+    format_time,
     print_json,
     show_progress,
 )
 from zarrbuf.common.printing import printable
+from zarrbuf.manifest.layout import TRAJECTORY_DIR
 
 _SHOWN: Final = 20
 """Names of archives that are shown to people; --json has all."""
@@ -107,11 +109,19 @@ def vacuum(
         click.echo(printable(name))
     if len(done.names) > _SHOWN:
         click.echo(f"... and {len(done.names) - _SHOWN} more")
+    num_archives = sum(name.startswith(TRAJECTORY_DIR) for name in done.names)
+    counts = {
+        "archives": num_archives,
+        "segments": len(done.names) - num_archives,
+        "temporary files": done.num_temporary,
+    }
+    found = [f"{n} {kind}" for kind, n in counts.items() if n or kind == "archives"]
     what = "deleted" if done.is_deleted else "would be deleted (--delete does it)"
+    until = "" if done.next_ms is None else f" until {format_time(done.next_ms)}"
     click.echo(
-        f"{printable(done.path)}: {len(done.names)} archives {what}; off the list but "
-        f"kept: {done.num_kept} for readers and other buffers, {done.num_young} too "
-        "young"
+        f"{printable(done.path)}: {', '.join(found)} {what}; off the list but kept: "
+        f"{done.num_kept} for readers and other buffers, {done.num_young} too young"
+        f"{until}"
     )
 
 

@@ -14,7 +14,7 @@ import random
 import socket
 import time
 import uuid as uuid_module
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from typing import Any, Final
 
@@ -158,7 +158,8 @@ class CommitLog:
         """Make one commit of the actions that `build` gives for the newest snapshot.
 
         `build` is called again whenever somebody else was first, so it must number
-        new trajectories from `snapshot.next_trajectory_id`.
+        new trajectories from `snapshot.next_trajectory_id`, and write segments anew: a
+        vacuum may have named those of the try before.
 
         Args:
             build: snapshot -> actions; no action means no commit.
@@ -242,6 +243,10 @@ class CommitLog:
             actions=actions,
         )
 
+    @property
+    def _doomed(self) -> Set[str]:
+        return self._named | self.snapshot.doomed
+
     def forget_vacuums(self) -> None:
         """Start anew to watch what vacuums name; before an archive is written.
 
@@ -271,7 +276,7 @@ class CommitLog:
         except (TypeError, ValueError) as exc:
             raise InvalidInputError(f"nothing was committed: {exc}") from exc
         # What is done is gone; what is not done may go at any moment.
-        doomed = change.uuids_among(self._named | self.snapshot.doomed)
+        doomed = change.uuids_among(self._doomed)
         if doomed:
             paths = ", ".join(sorted(map(trajectory_path, doomed))[:3])
             raise VacuumedError(

@@ -25,6 +25,7 @@ from zarrbuf.storage.contract import Storage
 from zarrbuf.storage.resolve import StorageOptions
 from zarrbuf.stores.logged import LogStore, list_archives
 from zarrbuf.stores.opening import open_log_store
+from zarrbuf.upkeep.leftovers import free_segments, old_temporaries
 
 GRACE_S: Final = 24 * 3600.0
 """Seconds that an archive is kept after the last list that had it was the newest."""
@@ -41,10 +42,13 @@ class Vacuum:
 
     Attributes:
         path: the buffer.
-        names: archives that nothing refers to, old enough to go, or gone.
+        names: archives, and segments of the log, that nothing refers to, old enough to
+            go, or gone.
         is_deleted: whether they are gone.
+        num_temporary: files below `tmp/` that writers left who were killed, as old.
         num_young: archives that no list has and that are too young to go: of writers
             at work, or killed lately.
+        next_ms: when the first of these may go, ms since 1970; None if there are none.
         num_kept: archives that are off the list, kept for readers of a version that
             was the newest within the grace, or for pins.
     """
@@ -52,7 +56,9 @@ class Vacuum:
     path: str
     names: tuple[str, ...]
     is_deleted: bool
+    num_temporary: int
     num_young: int
+    next_ms: int | None
     num_kept: int
 
     def to_json(self) -> dict[str, Any]:
@@ -66,6 +72,7 @@ class _Found:
 
     free: tuple[str, ...]
     num_young: int
+    oldest_young_ms: int | None
     num_kept: int
 
 
@@ -82,7 +89,8 @@ def vacuum(
     Kept are archives that are listed; that were listed by a version that was the newest
     within the last `grace_s`, since somebody may read it still; that a pin keeps for
     another buffer; and all that were written within `grace_s`, since their commit may
-    be on its way. Segments and commits are never deleted.
+    be on its way. So are segments that a commit or a checkpoint of the log names.
+    Commits and checkpoints are never deleted. Files below `tmp/` go at that age, too.
 
     Args:
         buffer: path, URL or open buffer.
@@ -112,18 +120,31 @@ def vacuum_store(
     """Do what `vacuum` does to an open store."""
     storage, log = store.storage, store.log
     log.refresh()
-    cutoff_ms = storage.now_ms() - int(grace_s * 1000)
+    grace_ms = int(grace_s * 1000)
+    cutoff_ms = storage.now_ms() - grace_ms
     archives = list_archives(storage)
     found = _find(log.snapshot, storage, archives, cutoff_ms)
-    names = list(found.free)
+    free = [*found.free, *free_segments(storage, cutoff_ms)]
+    temporary = old_temporaries(storage, cutoff_ms)
+    names = list(free)
     if delete:
+        run_jobs(storage.delete, temporary, num_threads=_AT_ONCE)
         names = []
-        for start in range(0, len(found.free), _MAX_PATHS):
-            some = found.free[start : start + _MAX_PATHS]
+        for start in range(0, len(free), _MAX_PATHS):
+            some = free[start : start + _MAX_PATHS]
             names += _delete(store, some, cutoff_ms)
             if progress is not None:
-                progress(start + len(some), len(found.free))
-    return Vacuum(storage.url, tuple(names), delete, found.num_young, found.num_kept)
+                progress(start + len(some), len(free))
+    oldest_ms = found.oldest_young_ms
+    return Vacuum(
+        path=storage.url,
+        names=tuple(names),
+        is_deleted=delete,
+        num_temporary=len(temporary),
+        num_young=found.num_young,
+        next_ms=None if oldest_ms is None else oldest_ms + grace_ms,
+        num_kept=found.num_kept,
+    )
 
 
 def _delete(store: LogStore, wanted: Sequence[str], cutoff_ms: int) -> list[str]:
@@ -161,7 +182,8 @@ def _find(
     old = [name for name in off_list if name not in young]
     kept = _kept_uuids(snapshot, storage, cutoff_ms) if old else set()
     free = tuple(sorted(name for name in old if uuid_of_path(name) not in kept))
-    return _Found(free, len(young), len(old) - len(free))
+    oldest = min((archives[name] for name in young), default=None)
+    return _Found(free, len(young), oldest, len(old) - len(free))
 
 
 def _kept_uuids(snapshot: Snapshot, storage: Storage, cutoff_ms: int) -> set[str]:

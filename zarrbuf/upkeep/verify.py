@@ -60,6 +60,8 @@ class Verification:
         num_bytes: bytes of the archives or files read.
         num_unreferenced: archives that no row names, left by writers that were killed
             or rows that were removed; no fault.
+        unreferenced_ms: when the first and the last of these were written, ms since
+            1970; None if there are none.
         num_evicted: trajectories that a folder of RLinf's lists and its run let go of;
             no fault.
     """
@@ -74,6 +76,7 @@ class Verification:
     num_chunks: int = 0
     num_bytes: int = 0
     num_unreferenced: int = 0
+    unreferenced_ms: tuple[int, int] | None = None
     num_evicted: int = 0
 
     @property
@@ -126,9 +129,12 @@ def verify(
     if log is not None:
         store = _store_at(log, version)
         verify_rows(store, store.rows, result, deep=deep, progress=progress)
-        present = set(list_archives(storage))
+        present = list_archives(storage)
         listed = map(trajectory_path, store.listed.uuids())
-        result.num_unreferenced = len(present.difference(listed))
+        others = [present[name] for name in set(present).difference(listed)]
+        result.num_unreferenced = len(others)
+        if others:
+            result.unreferenced_ms = min(others), max(others)
     return result
 
 
