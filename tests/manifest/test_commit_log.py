@@ -89,12 +89,12 @@ class ScriptedStorage(MemoryStorage):
         self.script: Callable[[str], str] = lambda name: "created"
         self.read_fails = 0
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
         self.calls.append(("read", name))
         if self.read_fails and name.startswith("manifest/"):
             self.read_fails -= 1
             raise StorageError("the network is down")
-        return super().read(name)
+        return super().read(name, max_bytes=max_bytes)
 
     def list_names(self, directory: str) -> list[str]:
         self.calls.append(("list", directory))

@@ -63,9 +63,9 @@ class AskedStorage(MemoryStorage):
         self.asked: Counter[str] = Counter()
         self.is_taken = False
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
         self.asked["read"] += 1
-        return super().read(name)
+        return super().read(name, max_bytes=max_bytes)
 
     def create(self, name: str, data: bytes) -> Outcome:
         self.asked["create"] += 1

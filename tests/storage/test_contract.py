@@ -18,7 +18,13 @@ import pytest
 from support.s3 import GCS, S3
 from support.trajectories import MemoryStorage
 
-from zarrbuf.errors import ConflictError, InvalidInputError, NotFoundError, StorageError
+from zarrbuf.errors import (
+    ConflictError,
+    FormatError,
+    InvalidInputError,
+    NotFoundError,
+    StorageError,
+)
 from zarrbuf.storage.contract import Outcome, Storage
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import open_storage
@@ -208,6 +214,24 @@ class TestContract:
         other.create(NAME, b"theirs")
         assert storage.link_from(other, NAME) is False
         assert not storage.exists(NAME)
+
+    def test_what_is_too_large_is_refused(self, storage: Storage) -> None:
+        storage.create(NAME, b"0123456789")
+        storage.create("manifest/empty", b"")
+        assert storage.read(NAME, max_bytes=10) == b"0123456789"
+        assert storage.read(NAME, max_bytes=1 << 40) == b"0123456789"
+        assert storage.read("manifest/empty", max_bytes=10) == b""
+        names = ["manifest/empty", NAME, "manifest/none"]
+        assert storage.read_existing(names, max_bytes=10) == [b"", b"0123456789", None]
+        for read in (
+            lambda: storage.read(NAME, max_bytes=9),
+            lambda: storage.read(NAME, max_bytes=0),
+            lambda: storage.read_existing(names, max_bytes=9),
+        ):
+            with pytest.raises(FormatError, match=rf"{NAME} has more than the [09] "):
+                read()
+        with pytest.raises(NotFoundError):
+            storage.read("manifest/none", max_bytes=9)
 
     def test_what_is_written_once_is_there_whoever_wrote_it(
         self, storage: Storage

@@ -21,7 +21,7 @@ from support.remote import memory_url
 import zarrbuf
 from zarrbuf import TrajectoryReplayBuffer, merge, recompress, remove, vacuum
 from zarrbuf.errors import ConflictError, StorageError, VacuumedError
-from zarrbuf.manifest.actions import Action
+from zarrbuf.manifest.actions import Action, sha256_hex
 from zarrbuf.manifest.commit_log import CommitLog, open_log
 from zarrbuf.manifest.log_checkpoints import read_checkpoint, write_checkpoint
 from zarrbuf.manifest.snapshot import Snapshot
@@ -193,7 +193,8 @@ def test_an_intent_stands_until_its_own_vacuum_says_that_it_is_done(
     assert log.snapshot.doomed == set(paths)
     write_checkpoint(log.storage, log.snapshot)
     again = open_log(open_storage(place))
-    empty = Snapshot(0, "")
+    root = sha256_hex(log.storage.read("zarrbuf.json"))
+    empty = Snapshot(0, root, root)
     found = read_checkpoint(log.storage, empty, version=None, at_ms=None)
     assert found.intents == again.snapshot.intents == log.snapshot.intents
     row = open_log(open_storage(place), version=2).snapshot.rows.row(0)

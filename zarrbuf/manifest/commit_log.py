@@ -31,6 +31,7 @@ from zarrbuf.errors import (
     ZarrbufError,
 )
 from zarrbuf.manifest.actions import (
+    MAX_COMMIT_BYTES,
     Action,
     Commit,
     encode_commit,
@@ -75,7 +76,8 @@ class CommitLog:
         identity = parse_root(root, where=storage.describe(ROOT_NAME))
         self.uuid: str = identity["uuid"]
         self._is_single = identity["commit"] == "single"
-        self.snapshot = Snapshot(version=0, tip=sha256_hex(root))
+        digest = sha256_hex(root)
+        self.snapshot = Snapshot(version=0, tip=digest, root=digest)
         self._named: set[str] = set()  # by vacuums whose commits were taken in
         self._asked: tuple[int, float] | None = None  # what time, and when
         self.writer = f"{socket.gethostname()}:{os.getpid()}"
@@ -134,7 +136,8 @@ class CommitLog:
 
     def _read_window(self, numbers: range) -> list[tuple[int, bytes]]:
         """Read the commits of a window up to the first one that is absent."""
-        found = self.storage.read_existing([commit_path(n) for n in numbers])
+        names = [commit_path(n) for n in numbers]
+        found = self.storage.read_existing(names, max_bytes=MAX_COMMIT_BYTES)
         for position, data in enumerate(found):
             if data is not None:
                 continue
@@ -367,13 +370,15 @@ def open_log(
     if version is not None:
         check_whole_number("version", version)
     try:
-        root = storage.read(ROOT_NAME)
+        root = storage.read(ROOT_NAME, max_bytes=MAX_COMMIT_BYTES)
     except NotFoundError as exc:
         # Of an object store: the bucket may be what is not there.
         why = str(exc) if storage.is_remote else f"{ROOT_NAME} is not there"
         raise NotFoundError(f"{storage.url} holds no zarrbuf buffer ({why})") from exc
     log = CommitLog(storage, root)
     log.snapshot = read_checkpoint(storage, log.snapshot, version=version, at_ms=at_ms)
+    if log.snapshot.version:
+        _check_tip(storage, log.snapshot)
     if at_ms is not None:
         version = _version_at(log, at_ms)
     log.refresh(until=version, window=8)
@@ -384,6 +389,22 @@ def open_log(
         )
     log.forget_vacuums()
     return log
+
+
+def _check_tip(storage: Storage, snapshot: Snapshot) -> None:
+    """Check that the log has the commit that a checkpoint of it ends in.
+
+    Raises:
+        FormatError: if it is not there, or another one: the log was cut.
+    """
+    name = commit_path(snapshot.version)
+    (data,) = storage.read_existing([name], max_bytes=MAX_COMMIT_BYTES)
+    if data is None or sha256_hex(data) != snapshot.tip:
+        how = "is missing" if data is None else "is another one"
+        raise FormatError(
+            f"{storage.describe(name)} {how}, though a checkpoint of the log was made "
+            "after it; zarrbuf repair goes on from what is there"
+        )
 
 
 def _version_at(log: CommitLog, at_ms: int) -> int:

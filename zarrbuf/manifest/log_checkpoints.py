@@ -17,6 +17,7 @@ import numpy as np
 from zarrbuf.archive.zarr_json import check_spec
 from zarrbuf.errors import FormatError, NotFoundError
 from zarrbuf.manifest.actions import (
+    MAX_COMMIT_BYTES,
     SegmentRef,
     check_bases,
     check_intents,
@@ -28,12 +29,17 @@ from zarrbuf.manifest.actions import (
 from zarrbuf.manifest.layout import (
     CHECKPOINT_DIR,
     CHECKPOINT_NAME,
+    ROOT_NAME,
     checkpoint_path,
     segment_path,
 )
 from zarrbuf.manifest.row_table import RowTable
 from zarrbuf.manifest.rows import MAX_SEGMENT_ROWS, Rows
-from zarrbuf.manifest.segments import encode_segment, parse_segment
+from zarrbuf.manifest.segments import (
+    MAX_SEGMENT_BYTES,
+    encode_segment,
+    parse_segment,
+)
 from zarrbuf.manifest.snapshot import (
     Snapshot,
     parse_schemas,
@@ -51,6 +57,7 @@ _ROOT_FIELDS: Final[Mapping[str, tuple[type, ...]]] = {
     "zarrbuf_checkpoint": (int,),
     "version": (int,),
     "tip": (str,),
+    "root": (str,),
     "ts": (int,),
     "rows": (int,),
     "samples": (int,),
@@ -94,8 +101,10 @@ def read_segment(storage: Storage, ref: SegmentRef) -> Rows:
         NotFoundError: if it is missing.
         FormatError: if its bytes are not those that were referenced.
     """
-    data = storage.read(ref.path)
     name = storage.describe(ref.path)
+    if ref.size > MAX_SEGMENT_BYTES:
+        raise FormatError(f"{name}: {ref.size} bytes; {MAX_SEGMENT_BYTES} are allowed")
+    data = storage.read(ref.path, max_bytes=ref.size)
     if len(data) != ref.size or sha256_hex(data) != ref.sha256:
         raise FormatError(f"{name}: damaged, its sha256 is not the one in the log")
     rows = parse_segment(data, num_rows=ref.rows, name=name)
@@ -161,6 +170,7 @@ def encode_checkpoint(snapshot: Snapshot) -> bytes:
         "zarrbuf_checkpoint": 1,
         "version": snapshot.version,
         "tip": snapshot.tip,
+        "root": snapshot.root,
         "ts": snapshot.ts,
         "rows": snapshot.table.num_live,
         "samples": snapshot.table.total_samples,
@@ -192,6 +202,7 @@ def parse_checkpoint(data: bytes, *, version: int, where: str) -> dict[str, Any]
         raise FormatError(f"{where}: not the checkpoint of version {version}")
     if (
         not re.fullmatch(r"[0-9a-f]{64}", root["tip"])
+        or not re.fullmatch(r"[0-9a-f]{64}", root["root"])
         or not 0 <= root["ts"] < 2**63
         or not 0 <= root["next_trajectory_id"] <= 2**63
         or root["samples"] < 0
@@ -256,7 +267,10 @@ def load_checkpoint_file(
         FormatError: if a file of it is damaged.
     """
     where = storage.describe(name)
-    root = parse_checkpoint(storage.read(name), version=version, where=where)
+    data = storage.read(name, max_bytes=MAX_COMMIT_BYTES)
+    root = parse_checkpoint(data, version=version, where=where)
+    if root["root"] != empty.tip:
+        raise FormatError(f"{where}: of another {ROOT_NAME} than lies there")
     refs: tuple[SegmentRef, ...] = root["segments"]
     table, highest = _read_table(storage, refs)
     snapshot = dataclasses.replace(

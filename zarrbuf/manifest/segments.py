@@ -5,6 +5,7 @@ Pure; the sha256 of a segment is checked by who reads its bytes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -25,6 +26,9 @@ from zarrbuf.manifest.rows import (
 )
 
 _BLOCK_ROWS: Final = 2048
+MAX_TEXT_BYTES: Final = 1024
+"""Of one string: a weights id of 200 characters, a shape, tags."""
+MAX_SEGMENT_BYTES: Final = 256 << 20
 
 
 def encode_segment(rows: Rows) -> bytes:
@@ -69,6 +73,12 @@ def parse_segment(data: bytes, *, num_rows: int, name: str) -> Rows:
     for text in TEXT_COLUMNS:
         expected[f"{text}.offsets"] = ((num_rows + 1,), "int64")
         expected[f"{text}.bytes"] = found.get(f"{text}.bytes", ((), ""))
+        shape, _ = expected[f"{text}.bytes"]
+        if math.prod(shape) > num_rows * MAX_TEXT_BYTES:
+            raise FormatError(
+                f"{name}: column {text!r} has {math.prod(shape)} bytes; a string has "
+                f"at most {MAX_TEXT_BYTES}"
+            )
     if num_rows > MAX_SEGMENT_ROWS or found != expected:
         raise FormatError(f"{name}: not a segment of {num_rows} manifest rows")
     columns = {column: archive.read_array(column) for column in NUMBER_COLUMNS}

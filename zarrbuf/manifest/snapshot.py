@@ -34,6 +34,7 @@ class Snapshot:
     Attributes:
         version: the last commit in it, 0 for none.
         tip: sha256 of that commit (of `zarrbuf.json` for version 0).
+        root: sha256 of `zarrbuf.json`.
         ts: its time, ms since 1970.
         table: all rows since the segments began, those removed included.
         segments: what the first rows of the table were read from.
@@ -48,6 +49,7 @@ class Snapshot:
 
     version: int
     tip: str
+    root: str = ""
     ts: int = 0
     table: RowTable = field(default_factory=RowTable.empty)
     segments: tuple[SegmentRef, ...] = ()

@@ -76,8 +76,16 @@ class Storage(abc.ABC):
         """
 
     @abc.abstractmethod
-    def read(self, name: str) -> bytes:
-        """Return all bytes of an object."""
+    def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
+        """Return all bytes of an object.
+
+        Args:
+            name: of the object.
+            max_bytes: refuse a larger one before memory is asked for it.
+
+        Raises:
+            FormatError: if it is larger.
+        """
 
     @abc.abstractmethod
     def open_source(self, name: str) -> memoryview:
@@ -218,12 +226,19 @@ class Storage(abc.ABC):
     ) -> None:
         """Delete some directories where no object lies below, perhaps the root too."""
 
-    def read_existing(self, names: Sequence[str]) -> list[bytes | None]:
-        """Return the bytes of each object, None for those that are not there."""
+    def read_existing(
+        self, names: Sequence[str], *, max_bytes: int | None = None
+    ) -> list[bytes | None]:
+        """Return the bytes of each object, None for those that are not there.
+
+        Args:
+            names: of the objects.
+            max_bytes: see `read`.
+        """
         found: list[bytes | None] = []
         for name in names:
             try:
-                found.append(self.read(name))
+                found.append(self.read(name, max_bytes=max_bytes))
             except NotFoundError:
                 found.append(None)
         return found
@@ -254,6 +269,11 @@ def taken(name: str) -> ConflictError:
         f"{name} is there with other bytes: of another program, or of a call that was "
         "stopped; nothing was overwritten"
     )
+
+
+def large_object(name: str, max_bytes: int) -> FormatError:
+    """Return the error for an object that is larger than one of its kind can be."""
+    return FormatError(f"{name} has more than the {max_bytes} bytes that are allowed")
 
 
 def short_object(name: str, num_bytes: int, stop: int) -> FormatError:

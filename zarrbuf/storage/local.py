@@ -22,6 +22,7 @@ from zarrbuf.storage.contract import (
     Range,
     Storage,
     checked_name,
+    large_object,
     short_object,
     taken,
 )
@@ -64,10 +65,17 @@ class LocalStorage(Storage):
             raise StorageError(f"{self.describe(name)} is not a regular file")
         return fd
 
-    def read(self, name: str) -> bytes:  # noqa: D102
+    def read(self, name: str, *, max_bytes: int | None = None) -> bytes:  # noqa: D102
         try:
             with os.fdopen(self._open_below(name), "rb") as file:
-                return file.read()
+                if max_bytes is None:
+                    return file.read()
+                # Its size first, which costs nothing; it may grow meanwhile.
+                size = os.fstat(file.fileno()).st_size
+                data = file.read(size + 1) if size <= max_bytes else b""
+                if size > max_bytes or len(data) > max_bytes:
+                    raise large_object(self.describe(name), max_bytes)
+                return data
         except OSError as exc:
             self._raise(exc, "read", name)
 

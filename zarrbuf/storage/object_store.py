@@ -17,6 +17,7 @@ from zarrbuf.storage.contract import (
     Range,
     Storage,
     checked_name,
+    large_object,
     short_object,
 )
 from zarrbuf.storage.requests import Fault, ObjectClient, Request, RequestError
@@ -83,12 +84,22 @@ class ObjectStorage(Storage):
         """Do one request for an object; what it gave, or its RequestError."""
         return self._run([Request(verb, self._path(name), data=data)])[0]
 
-    def read(self, name: str) -> bytes:  # noqa: D102
-        found = self._one("read", name)
+    def read(self, name: str, *, max_bytes: int | None = None) -> bytes:  # noqa: D102
+        (found,) = self._read_whole([name], max_bytes)
         if isinstance(found, RequestError):
             self._raise(found, "read", name)
         data: bytes = found
         return data
+
+    def _read_whole(self, names: Sequence[str], max_bytes: int | None) -> list[Any]:
+        """Read objects; for each its bytes, or its RequestError."""
+        stop = None if max_bytes is None else max_bytes + 1
+        found = self._run([Request("read", self._path(n), stop=stop) for n in names])
+        for name, one in zip(names, found, strict=True):
+            is_whole = max_bytes is not None and not isinstance(one, RequestError)
+            if is_whole and len(one) > (max_bytes or 0):
+                raise large_object(self.describe(name), max_bytes or 0)
+        return list(found)
 
     def open_source(self, name: str) -> memoryview:  # noqa: D102
         size = self._one("size", name)
@@ -98,9 +109,10 @@ class ObjectStorage(Storage):
         pieces = [Range(name, at, min(at + _PIECE_BYTES, size)) for at in starts]
         return memoryview(b"".join(self.read_ranges(pieces)))
 
-    def read_existing(self, names: Sequence[str]) -> list[bytes | None]:  # noqa: D102
-        requests = [Request("read", self._path(name)) for name in names]
-        found = self._run(requests)
+    def read_existing(  # noqa: D102
+        self, names: Sequence[str], *, max_bytes: int | None = None
+    ) -> list[bytes | None]:
+        found = self._read_whole(names, max_bytes)
         for position, name in enumerate(names):
             failed = found[position]
             if isinstance(failed, RequestError):

@@ -60,7 +60,7 @@ class Request:
             "delete".
         path: what fsspec calls a path, for s3 `bucket/key`.
         start: first byte of a range that is read; None for the whole object.
-        stop: end of the range.
+        stop: end of the range; of a whole object, where reading stops if it is longer.
         data: what is created or written.
     """
 
@@ -73,7 +73,9 @@ class Request:
     @property
     def num_bytes(self) -> int:
         """Bytes that go over the wire, as far as is known; whole objects are small."""
-        return len(self.data) + (self.stop or 0) - (self.start or 0)
+        if self.start is None:
+            return len(self.data)
+        return (self.stop or 0) - self.start
 
 
 class Fault(enum.Enum):
@@ -299,7 +301,7 @@ async def _send(fs: Any, request: Request) -> Any:
     path = request.path
     match request.verb:
         case "read" if request.start is None:
-            return await _read_whole(fs, path)
+            return await _read_whole(fs, path, request.stop)
         case "read":
             data = await fs._cat_file(path, start=request.start, end=request.stop)
             return _checked_range(request, data)
@@ -340,13 +342,14 @@ async def _create_by_obstore(fs: Any, request: Request) -> Any:
     raise FileExistsError(request.path)
 
 
-async def _read_whole(fs: Any, path: str) -> Any:
-    if not hasattr(fs, "_cat_file_concurrent"):
+async def _read_whole(fs: Any, path: str, stop: int | None) -> Any:
+    """Read an object from its start, and no further than `stop`."""
+    if stop is None and not hasattr(fs, "_cat_file_concurrent"):
         return await fs._cat_file(path)
     # Without a range, s3fs asks for the size first, and then for pieces.
     try:
-        return await fs._cat_file(path, start=0)
-    except OSError as exc:
+        return await fs._cat_file(path, start=0, end=stop)
+    except Exception as exc:
         if fault_of(exc) is Fault.SHORT:  # not even a first byte
             return b""
         raise

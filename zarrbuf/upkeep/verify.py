@@ -22,12 +22,14 @@ from zarrbuf.errors import (
     UntrustedBaseError,
     ZarrbufError,
 )
+from zarrbuf.manifest.actions import MAX_COMMIT_BYTES
 from zarrbuf.manifest.commit_log import CommitLog, list_versions
 from zarrbuf.manifest.layout import (
     ROOT_NAME,
+    commit_path,
     trajectory_path,
 )
-from zarrbuf.manifest.log_checkpoints import damaged_checkpoints
+from zarrbuf.manifest.log_checkpoints import damaged_checkpoints, newer_checkpoint
 from zarrbuf.manifest.rows import UNKNOWN_SCHEMA, Row, Rows
 from zarrbuf.rlinf.index import check_no_version, is_rlinf_folder
 from zarrbuf.storage.contract import Storage
@@ -153,7 +155,7 @@ def _verify_folder(
 def _verify_log(storage: Storage, result: Verification) -> CommitLog | None:
     """Replay all commits without checkpoints; then check the checkpoints."""
     try:
-        log = CommitLog(storage, storage.read(ROOT_NAME))
+        log = CommitLog(storage, storage.read(ROOT_NAME, max_bytes=MAX_COMMIT_BYTES))
         result.num_commits = len(list_versions(storage))
     except ZarrbufError as exc:
         result.problems.append(str(exc))
@@ -165,6 +167,12 @@ def _verify_log(storage: Storage, result: Verification) -> CommitLog | None:
         result.problems.append(str(exc))
         return None
     result.problems += (why for _, why in damaged_checkpoints(storage, empty))
+    newer = newer_checkpoint(storage, empty, log.snapshot.version)
+    if newer is not None:
+        result.problems.append(
+            f"{storage.describe(commit_path(newer.version))} is missing, though a "
+            "checkpoint of the log was made after it; zarrbuf repair goes on from that"
+        )
     return log
 
 

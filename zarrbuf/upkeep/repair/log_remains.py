@@ -66,9 +66,10 @@ def read_remains(log: CommitLog) -> Remains:
     fault = _read_whole_commits(log, versions)
     start = log.snapshot
     late = [number for number in versions if number > start.version]
-    base = start
-    if fault is not None:
-        base = newer_checkpoint(log.storage, empty, start.version) or start
+    base = newer_checkpoint(log.storage, empty, start.version) or start
+    if fault is None and base is not start:
+        where = log.storage.describe(commit_path(base.version))
+        fault = f"{where} is missing, though a checkpoint of the log was made after it"
     rest = _Rest(base)
     for number in late:
         if number > base.version:
