@@ -22,7 +22,7 @@ from support.s3 import S3
 from zarrbuf import Trajectory, TrajectoryReplayBuffer
 from zarrbuf.errors import InvalidInputError, StorageError
 from zarrbuf.storage.contract import Outcome, Range
-from zarrbuf.storage.file_systems import secrets_of
+from zarrbuf.storage.redaction import secrets_of
 from zarrbuf.storage.requests import Fault, ObjectClient, Request, RequestError
 from zarrbuf.storage.resolve import open_storage
 

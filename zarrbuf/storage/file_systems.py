@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -28,8 +27,6 @@ _CLIENTS: Final = {
 }
 _EXTRAS: Final = {"s3": "s3", "gs": "gs", "http": "http", "https": "http"}
 PROTOCOLS: Final = tuple(_CLIENTS)
-_SECRET: Final = re.compile("key|secret|token|password|credential|auth", re.IGNORECASE)
-"""Names of options whose values no message shows."""
 _NAMES: Final[Mapping[str, Mapping[str, str]]] = {
     "obstore": {
         "endpoint_url": "endpoint",
@@ -90,17 +87,6 @@ def make_file_system(protocol: str, client: str, options: Mapping[str, Any]) -> 
     if client == "s3fs":
         made.retries = 1  # the retries, and the deadline over them, are ours
     return made
-
-
-def secrets_of(options: Mapping[str, Any]) -> list[str]:
-    """Return the values that no message may show, those of inner options too."""
-    found: list[str] = []
-    for name, value in options.items():
-        if isinstance(value, Mapping):
-            found += secrets_of(value)
-        elif _SECRET.search(name) and not isinstance(value, bool):
-            found.append(str(value))
-    return found
 
 
 def translate_options(

@@ -20,11 +20,11 @@ from zarrbuf.storage.contract import (
     large_object,
     short_object,
 )
+from zarrbuf.storage.redaction import RedactedError, redacted
 from zarrbuf.storage.requests import Fault, ObjectClient, Request, RequestError
 
 _COMMIT_METHODS: Final = {"s3": "if-none-match", "gs": "generation", "memory": "lock"}
 _SHORT_TRIES: Final = 3
-_MIN_SECRET: Final = 6
 _PROBES: Final = 8
 _PIECE_BYTES: Final = 8 << 20
 
@@ -57,8 +57,7 @@ class ObjectStorage(Storage):
         self._client = client
         self.deadline_s = client.deadline_s
         self._root = root.rstrip("/")
-        # What is shorter is no secret, and stands in many words.
-        self._secrets = [secret for secret in secrets if len(secret) >= _MIN_SECRET]
+        self._secrets = list(secrets)
         self._is_single = is_single
         method = _COMMIT_METHODS.get(client.protocol, "single")
         self.commit_method = "single" if is_single else method
@@ -280,15 +279,16 @@ class ObjectStorage(Storage):
     def _raise(self, failed: RequestError, verb: str, name: str) -> NoReturn:
         where, cause = self.describe(name), failed.cause
         said = str(cause).partition("\n\nDebug source")[0]  # what obstore adds
-        text = " ".join(f"{type(cause).__name__}: {said}".split())
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
+        name_of = type(cause).__name__
+        text = redacted(" ".join(f"{name_of}: {said}".split()), self._secrets)
+        # Not from the error itself: a traceback would show all that it says.
+        shown = RedactedError(redacted(f"{name_of}: {cause}", self._secrets))
         if failed.fault is Fault.MISSING and verb == "read":
-            raise NotFoundError(f"{where} does not exist ({text:.500})") from cause
+            raise NotFoundError(f"{where} does not exist ({text:.500})") from shown
         if isinstance(cause, TimeoutError):
             text = "no answer in time"
         kind = StorageRefusedError if failed.fault is Fault.REFUSED else StorageError
-        raise kind(f"cannot {verb} {where}: {text:.500}") from cause
+        raise kind(f"cannot {verb} {where}: {text:.500}") from shown
 
 
 def root_of(url: str, protocol: str) -> str:

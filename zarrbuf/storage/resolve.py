@@ -13,9 +13,10 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from zarrbuf.errors import InvalidInputError
 from zarrbuf.storage.block_cache import DiskCache
 from zarrbuf.storage.contract import Storage
-from zarrbuf.storage.file_systems import PROTOCOLS, secrets_of
+from zarrbuf.storage.file_systems import PROTOCOLS
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.object_store import ObjectStorage, root_of
+from zarrbuf.storage.redaction import secrets_of
 from zarrbuf.storage.requests import ObjectClient
 
 Location = str | os.PathLike[str]
