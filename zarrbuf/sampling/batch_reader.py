@@ -8,7 +8,7 @@ itself; nothing else of an archive is read. Small fields are rows of tables, see
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -156,8 +156,12 @@ class BatchReader:
         """
         reading = _Reading.of(arrays, fields, window, stats)
         num_opened = self.archives.num_opened
-        for part in self._parts(plan, reading):
-            self._read_part(part, reading)
+
+        def read() -> None:
+            for part in self._parts(plan, reading):
+                self._read_part(part, reading)
+
+        _twice(read, plan, window)
         cost = reading.cost
         stats.requests, stats.bytes_fetched = cost.requests, cost.num_bytes
         stats.archives_opened = self.archives.num_opened - num_opened
@@ -174,12 +178,16 @@ class BatchReader:
             for field in fields
         }
         reading = _Reading.of(nothing, fields, window, ReadStats())
-        for part in self._parts(plan, reading):
-            if not reading.big:
-                self.small.fetch(part.tables(reading))
-                continue
-            self._fetch(part, self._plan(part, reading), reading)
-            self.archives.weigh(part.archives)
+
+        def read() -> None:
+            for part in self._parts(plan, reading):
+                if not reading.big:
+                    self.small.fetch(part.tables(reading))
+                    continue
+                self._fetch(part, self._plan(part, reading), reading)
+                self.archives.weigh(part.archives)
+
+        _twice(read, plan, window)
 
     @staticmethod
     def _plan(part: _Part, reading: _Reading) -> list[ChunkReads]:
@@ -270,6 +278,21 @@ class BatchReader:
             wanted.stats.gather_seconds += perf_counter() - started
 
         self.small.read(wanted, use)
+
+
+def _twice(read: Callable[[], None], plan: ReadPlan, window: Window) -> None:
+    """Read; once more if something is damaged that may have been flipped on its way.
+
+    Raises:
+        FormatError: if it is damaged again, or lies on a local disk.
+    """
+    try:
+        read()
+    except FormatError:
+        if not window.is_remote:
+            raise
+        window.forget_fetched(plan.positions)
+        read()
 
 
 def gather_rows(

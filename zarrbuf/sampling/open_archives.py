@@ -92,7 +92,15 @@ class OpenArchives:
         row = rows.row(position)
         if store.makes_archives(row.uuid):
             return store.read_trajectory(row)
-        return decode_trajectory(self.whole(rows, position, store))
+        try:
+            return decode_trajectory(self.whole(rows, position, store))
+        except FormatError:
+            if not store.is_remote:
+                raise
+            # Flipped on its way, perhaps.
+            self.discard(row.uuid)
+            store.forget_fetched(row)
+            return decode_trajectory(self.whole(rows, position, store))
 
     def several(
         self, rows: Rows, positions: IntArray, store: TrajectoryStore, cost: FetchCost

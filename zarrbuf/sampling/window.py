@@ -132,6 +132,14 @@ class LiveRows:
                 numbers = here - first + listed.start
                 yield from opened.several(listed.table.rows, numbers, store, cost)
 
+    def forget_fetched(self, positions: IntArray, opened: OpenArchives) -> None:
+        """Drop what is kept of some trajectories that were fetched, and is damaged."""
+        for position in positions.tolist():
+            store, rows, number = self._locate(position)
+            row = rows.row(number)
+            opened.discard(row.uuid)
+            store.forget_fetched(row)
+
     def _by_part(self, positions: IntArray) -> Iterator[tuple[IntArray, int, Part]]:
         """Yield the ascending positions in each part, and its first position."""
         firsts = self.index.firsts
@@ -206,6 +214,10 @@ class Window:
     ) -> Iterator[TrajectoryArchive]:
         """Yield the archives of some trajectories, see `LiveRows.archives`."""
         return self.rows.archives(positions, self.opened, cost)
+
+    def forget_fetched(self, positions: IntArray) -> None:
+        """See `LiveRows.forget_fetched`."""
+        self.rows.forget_fetched(positions, self.opened)
 
 
 class FieldFinder:

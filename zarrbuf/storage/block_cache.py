@@ -101,6 +101,12 @@ class DiskCache:
             os.utime(path)  # what was used longest ago goes first
         return data
 
+    def drop(self, key: str) -> None:
+        """Forget all that is kept of an object, which turned out to be damaged."""
+        for suffix in ("sums", "data"):
+            with suppress(OSError):
+                self._path(key, suffix).unlink()
+
     def write(self, ranges: Iterable[tuple[str, int, bytes]]) -> None:
         """Keep ranges of objects, as far as there is room.
 

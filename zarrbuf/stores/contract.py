@@ -149,6 +149,9 @@ class TrajectoryStore(abc.ABC):
         """
         return [self.open_archive(row) for row in rows]
 
+    def forget_fetched(self, row: Row) -> None:  # noqa: B027
+        """Drop what is kept on disk of an archive that was fetched; it is damaged."""
+
     def read_trajectory(self, row: Row) -> Trajectory:
         """Read one whole trajectory; raises what `open_archive` does."""
         return decode_trajectory(self.open_archive(row))

@@ -208,6 +208,11 @@ class LogStore(TrajectoryStore):
             check_row(row, archive)
         return archives
 
+    def forget_fetched(self, row: Row) -> None:  # noqa: D102
+        cache = self.home(row).range_cache
+        if self.storage.is_remote and cache is not None:
+            cache.drop(self._remote(row).key)
+
     def _remote(self, row: Row) -> RemoteObject:
         data = SparseObject(row.size, name=self._name(row))
         return RemoteObject(self.home(row), row.path, data)
