@@ -20,6 +20,7 @@ from support.s3 import S3
 
 import zarrbuf
 from zarrbuf import TrajectoryReplayBuffer, repair, verify
+from zarrbuf.archive.zarr_json import encode_json
 from zarrbuf.cli import main as cli
 from zarrbuf.errors import (
     FormatError,
@@ -32,6 +33,7 @@ from zarrbuf.manifest.layout import commit_path
 from zarrbuf.storage.local import LocalStorage
 from zarrbuf.storage.resolve import open_storage
 from zarrbuf.stores.logged import LogStore
+from zarrbuf.upkeep.repair import log_plan
 
 FOLDER = DATA / "rlinf_pt" / "rank_0"
 
@@ -553,3 +555,67 @@ def test_what_lies_behind_a_link_is_not_taken_for_absent(
     (source / place).unlink()
     (tmp_path / "disk").rename(source / place)
     assert contents(source) == before
+
+
+def plan_of_a_stopped_repair(source: Path, patch: pytest.MonkeyPatch) -> Path:
+    """Stop a repair when its plan is written, and return where it lies."""
+    flip(source / commit_path(3))
+    with patch.context() as inner:
+        inner.setattr(log_plan, "_finish", lambda log, plan: None)
+        repair(source, apply=True)
+    (found,) = source.glob("damaged/*/plan.json")
+    return found
+
+
+CHANGES: list[Any] = [
+    lambda plan: plan["removed"].append("ab" * 16),
+    lambda plan: plan.update(start=plan["start"] - 1),
+]
+HOSTILE: list[Any] = [
+    lambda plan: plan.update(start="1"),
+    lambda plan: plan.update(names=[1]),
+    lambda plan: plan.update(names=["zarrbuf.json"]),
+    lambda plan: plan.update(pins=[]),
+    lambda plan: plan.update(rows=[1]),
+    lambda plan: plan.update(rows=None),
+    lambda plan: plan.update(meta=1),
+    lambda plan: plan.pop("place"),
+    lambda plan: plan.update(more=1),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "is_sealed"),
+    [
+        *((one, False) for one in (*CHANGES, *HOSTILE)),
+        *((one, True) for one in HOSTILE),
+    ],
+)
+def test_a_plan_that_was_changed_is_not_carried_out(
+    source: Path, monkeypatch: pytest.MonkeyPatch, change: Any, is_sealed: bool
+) -> None:
+    path = plan_of_a_stopped_repair(source, monkeypatch)
+    value = json.loads(path.read_text())
+    change(value["plan"])
+    if is_sealed:
+        value["sha256"] = hashlib.sha256(encode_json(value["plan"])).hexdigest()
+    path.write_text(json.dumps(value))
+    before = files_below(source)
+    with pytest.raises(FormatError, match="plan of a repair is damaged"):
+        repair(source, apply=True)
+    assert files_below(source) == before
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"plan": 1, "sha256": 2}', "[" * 9999]
+)
+def test_what_is_no_plan_is_named(
+    source: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    path = plan_of_a_stopped_repair(source, monkeypatch)
+    path.write_text(text)
+    with pytest.raises(FormatError, match=r"plan\.json: the plan of a repair is"):
+        repair(source, apply=True)
+    path.unlink()
+    repair(source, apply=True)
+    assert verify(source).is_sound

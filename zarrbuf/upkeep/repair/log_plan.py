@@ -15,12 +15,18 @@ from typing import Any, Final
 import numpy as np
 
 from zarrbuf.archive.spec import Schema
+from zarrbuf.archive.zarr_json import encode_json
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import FormatError
-from zarrbuf.manifest.actions import Action, SegmentRef
+from zarrbuf.manifest.actions import Action, SegmentRef, sha256_hex
 from zarrbuf.manifest.changes import listing_actions
 from zarrbuf.manifest.commit_log import CommitLog
-from zarrbuf.manifest.layout import CHECKPOINT_DIR, CHECKPOINT_NAME
+from zarrbuf.manifest.layout import (
+    CHECKPOINT_DIR,
+    CHECKPOINT_NAME,
+    COMMIT_NAME,
+    MANIFEST_DIR,
+)
 from zarrbuf.manifest.log_checkpoints import read_segment, write_segments
 from zarrbuf.manifest.rows import Rows
 from zarrbuf.manifest.snapshot import Snapshot, schema_json
@@ -32,6 +38,9 @@ ASIDE_DIR: Final = "damaged"
 PLAN_NAME: Final = "plan.json"
 DONE_NAME: Final = "done"
 _PLACE: Final = re.compile(r"[0-9a-f]{32}")
+_ASIDE: Final = re.compile(
+    rf"{MANIFEST_DIR}/{COMMIT_NAME.pattern}|{CHECKPOINT_DIR}/{CHECKPOINT_NAME.pattern}"
+)
 
 
 @dataclass
@@ -224,20 +233,54 @@ def _numbered(rows: Rows, now: Snapshot, gone: set[int]) -> Rows:
 
 
 def _encode_plan(storage: Storage, plan: Plan) -> bytes:
-    """Return a plan as JSON; its rows are written as segments."""
+    """Return a plan as JSON with its digest; its rows are written as segments."""
     value = dict(vars(plan))
     value["rows"] = [ref.to_json() for ref in write_segments(storage, plan.rows)]
     value["ghosts"], value["removed"] = sorted(plan.ghosts), sorted(plan.removed)
-    return json.dumps(value, indent=1).encode()
+    sealed = {"plan": value, "sha256": sha256_hex(encode_json(value))}
+    return json.dumps(sealed, indent=1).encode()
+
+
+_FIELDS: Final[Mapping[str, type | tuple[type, ...]]] = {
+    "place": str,
+    "names": list,
+    "start": int,
+    "meta": dict,
+    "state": (dict, type(None)),
+    "pins": dict,
+    "unpinned": dict,
+    "rows": list,
+    "ghosts": list,
+    "removed": list,
+    "num_left_out": int,
+}
 
 
 def _decode_plan(storage: Storage, name: str) -> Plan:
+    """Read a plan.
+
+    Raises:
+        FormatError: if it is not as it was written.
+    """
     where = storage.describe(name)
     try:
-        value = json.loads(storage.read(name))
+        sealed = json.loads(storage.read(name))
+        value = sealed["plan"]
+        if sealed["sha256"] != sha256_hex(encode_json(value)):
+            raise ValueError("its sha256 is another one")
+        wrong = [n for n, kind in _FIELDS.items() if not isinstance(value[n], kind)]
+        if wrong or set(value) != set(_FIELDS):
+            raise ValueError(f"fields {wrong or sorted(value)!r:.200}")
+        if not all(
+            isinstance(one, str) and _ASIDE.fullmatch(one) for one in value["names"]
+        ):
+            raise ValueError("it names what is neither a commit nor a checkpoint")
         refs = [SegmentRef.parse(one, where=where) for one in value["rows"]]
         rows = Rows.concat([read_segment(storage, ref) for ref in refs])
         sets = {key: set(value[key]) for key in ("ghosts", "removed")}
         return Plan(**{**value, **sets, "rows": rows})
-    except (ValueError, KeyError, TypeError) as exc:
-        raise FormatError(f"{where}: the plan of a repair is damaged: {exc}") from exc
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+        raise FormatError(
+            f"{where}: the plan of a repair is damaged ({exc}); put it aside, and "
+            "repair again"
+        ) from exc
