@@ -14,7 +14,7 @@ import pytest
 from support.numbered import contents, make
 from support.paths import TESTS
 
-from zarrbuf import list_buffer, repair, verify
+from zarrbuf import convert, list_buffer, merge, repair, verify
 from zarrbuf.archive.group import FieldArray, encode_archive
 from zarrbuf.errors import FormatError
 from zarrbuf.manifest.commit_log import open_log
@@ -88,6 +88,30 @@ def test_a_sparse_object_takes_no_memory(source: Path, name: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(FormatError, match="has more than the 16777216 bytes"):
         list_buffer(source)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+
+
+def test_who_writes_beside_a_sparse_object_takes_no_memory(source: Path) -> None:
+    """As a destination, as a source of bytes, and in a repair."""
+
+    def sparse(path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        with path.open("wb") as file:
+            file.truncate(20 << 30)
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    said = "has more than the"
+    sparse(source.parent / "target" / "zarrbuf.json")
+    with pytest.raises(FormatError, match=said):
+        convert(source, source.parent / "target")
+    archive = source / list_buffer(source).rows.row(3).path
+    sparse(archive)
+    with pytest.raises(FormatError, match=said):
+        merge([source], source.parent / "all", mode="copy")
+    sparse(source / commit_path(7))
+    with pytest.raises(FormatError, match=said):
+        repair(source, apply=True)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
 
 

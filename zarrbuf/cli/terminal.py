@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import click
 from tqdm import tqdm
 
 from zarrbuf.common.jobs import Progress
+from zarrbuf.common.times import to_datetime
 
 JSON_OPTION: Final = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object."
@@ -76,9 +76,8 @@ def show_progress(what: str, *, unit: str = "trajectories") -> Iterator[Progress
 
 
 def format_time(ms: int) -> str:
-    """Return a time, ms since 1970, for people; one that no clock shows as its end."""
-    seconds = min(max(ms, 0) / 1000, 253_402_300_799)
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    """Return a time, ms since 1970, for people, to the minute."""
+    return f"{to_datetime(ms):%Y-%m-%d %H:%M} UTC"
 
 
 def format_bytes(count: float) -> str:

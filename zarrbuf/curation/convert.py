@@ -275,7 +275,8 @@ class Converter:
                 raise
             self._created.reuse(name)
         fields = self._compare(row, trajectory, lambda: read_trajectory_file(path))
-        return Converted(row, {}, len(data), fields)
+        num_bytes = len(self._created.storage.open_source(name))
+        return Converted(row, {}, num_bytes, fields)
 
     def _compare(
         self,

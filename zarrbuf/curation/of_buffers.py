@@ -261,7 +261,7 @@ def read_archive(row: Row, store: LogStore) -> bytes:
     """
     home = store.home(row)
     try:
-        data = home.read(row.path)
+        data = home.read(row.path, max_bytes=row.size)
     except NotFoundError as exc:
         raise NotFoundError(f"{known_name(row)} of {home.url} is missing") from exc
     if not _is_archive(data, row):

@@ -38,7 +38,12 @@ from zarrbuf.manifest.actions import (
     parse_commit,
     sha256_hex,
 )
-from zarrbuf.manifest.identity import create_root, encode_root, parse_root
+from zarrbuf.manifest.identity import (
+    create_root,
+    encode_root,
+    parse_root,
+    read_root,
+)
 from zarrbuf.manifest.layout import (
     COMMIT_NAME,
     MANIFEST_DIR,
@@ -144,7 +149,9 @@ class CommitLog:
             later = [n for n, d in zip(numbers, found, strict=True) if d is not None]
             if any(n > numbers[position] for n in later):
                 # Both may have come between two reads: look again before complaining.
-                again = self.storage.read_existing([commit_path(numbers[position])])
+                again = self.storage.read_existing(
+                    [names[position]], max_bytes=MAX_COMMIT_BYTES
+                )
                 if again[0] is None:
                     raise FormatError(
                         f"{self.storage.describe(commit_path(numbers[position]))} is "
@@ -230,7 +237,7 @@ class CommitLog:
         """
         self.refresh()
         for version in range(unknown.version, self.snapshot.version + 1):
-            data = self.storage.read(commit_path(version))
+            data = self.storage.read(commit_path(version), max_bytes=MAX_COMMIT_BYTES)
             if json.loads(data.partition(b"\n")[0]).get("txn") == unknown.txn:
                 return version
         return None
@@ -334,7 +341,7 @@ class CommitLog:
 
     def _read_txn(self, name: str, ours: Commit) -> str:
         found = parse_commit(
-            self.storage.read(name),
+            self.storage.read(name, max_bytes=MAX_COMMIT_BYTES),
             version=ours.version,
             prev=ours.prev,
             where=self.storage.describe(name),
@@ -370,7 +377,7 @@ def open_log(
     if version is not None:
         check_whole_number("version", version)
     try:
-        root = storage.read(ROOT_NAME, max_bytes=MAX_COMMIT_BYTES)
+        root = read_root(storage)
     except NotFoundError as exc:
         # Of an object store: the bucket may be what is not there.
         why = str(exc) if storage.is_remote else f"{ROOT_NAME} is not there"

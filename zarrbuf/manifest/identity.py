@@ -8,7 +8,12 @@ import time
 from contextlib import suppress
 from typing import Any, Final
 
-from zarrbuf.archive.zarr_json import check_spec, encode_json, parse_json
+from zarrbuf.archive.zarr_json import (
+    MAX_METADATA_BYTES,
+    check_spec,
+    encode_json,
+    parse_json,
+)
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import (
     ConflictError,
@@ -65,6 +70,21 @@ def parse_root(data: bytes, *, where: str) -> dict[str, Any]:
     return root
 
 
+def read_root(storage: Storage) -> bytes:
+    """Read `zarrbuf.json`.
+
+    Raises:
+        NotFoundError: if it is not there.
+        FormatError: if it is larger than any can be.
+    """
+    return storage.read(ROOT_NAME, max_bytes=MAX_METADATA_BYTES)
+
+
+def find_root(storage: Storage) -> bytes | None:
+    """Return `zarrbuf.json`, None if it is not there; raises what `read_root` does."""
+    return storage.read_existing([ROOT_NAME], max_bytes=MAX_METADATA_BYTES)[0]
+
+
 def create_root(storage: Storage, root: bytes) -> None:
     """Create `zarrbuf.json`; its uuid tells one of ours from somebody else's.
 
@@ -74,7 +94,7 @@ def create_root(storage: Storage, root: bytes) -> None:
     """
     deadline = time.monotonic() + storage.deadline_s
     while storage.create(ROOT_NAME, root) is not Outcome.CREATED:
-        there = storage.read_existing([ROOT_NAME])[0]
+        there = find_root(storage)
         if there == root:  # an answer was lost
             with suppress(StorageError):
                 storage.settle(ROOT_NAME)

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zarrbuf.errors import FormatError, NotFoundError, UntrustedBaseError
-from zarrbuf.manifest.actions import MAX_COMMIT_BYTES
-from zarrbuf.manifest.identity import parse_root
+from zarrbuf.manifest.identity import parse_root, read_root
 from zarrbuf.manifest.layout import ROOT_NAME
 from zarrbuf.manifest.trust import base_url, check_trusted, place_of, resolve_base
 from zarrbuf.storage.contract import Storage
@@ -59,7 +58,7 @@ def open_base(own: Storage, base: Base) -> Storage:
     _check_links(own, storage)
     where = storage.describe(ROOT_NAME)
     try:
-        root = storage.read(ROOT_NAME, max_bytes=MAX_COMMIT_BYTES)
+        root = read_root(storage)
     except NotFoundError as exc:
         raise NotFoundError(
             f"{own.url} names trajectories of {storage.url}, where no buffer is"

@@ -141,7 +141,9 @@ class Storage(abc.ABC):
         return (self.url,)
 
     def settle(self, name: str) -> None:  # noqa: B027
-        """Have an object that is there survive a crash and count as written now.
+        """Have an object that is there survive a crash; on a disk it is new again.
+
+        On stores it survives already, and keeps the time at which it was written.
 
         Raises:
             StorageError: if it may be gone after a crash.

@@ -37,6 +37,7 @@ _WRITTEN_KEYS: Final = ("LastModified", "last_modified", "updated", "created", "
 _MAX_AT_ONCE: Final = 1 << 30
 """Bytes of an object that is sent as one; stores take five times as many."""
 _GCS_PART: Final = 50 << 20
+"""Bytes of a part of an object that gcsfs sends in several."""
 _TRY_S: Final = 20.0
 """After so long without an answer a request is asked again, if the deadline allows."""
 _MEMORY_LOCK: Final = threading.Lock()

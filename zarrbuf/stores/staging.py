@@ -13,7 +13,13 @@ from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import ConflictError, InvalidInputError, StorageError
 from zarrbuf.manifest.actions import Action
 from zarrbuf.manifest.commit_log import CommitLog
-from zarrbuf.manifest.identity import create_root, encode_root, parse_root
+from zarrbuf.manifest.identity import (
+    create_root,
+    encode_root,
+    find_root,
+    parse_root,
+    read_root,
+)
 from zarrbuf.manifest.layout import (
     MANIFEST_DIR,
     ROOT_NAME,
@@ -48,7 +54,7 @@ class Created:
             ConflictError: if somebody else did so first.
             StorageError: if the storage failed.
         """
-        if self.storage.read_existing([ROOT_NAME])[0] is None:
+        if find_root(self.storage) is None:
             self.storage.check_create()
             create_root(self.storage, encode_root(self.storage, uuid=uuid))
 
@@ -105,7 +111,7 @@ class Created:
                 )
             return actions
 
-        CommitLog(self.storage, self.storage.read(ROOT_NAME)).commit(build, op=op)
+        CommitLog(self.storage, read_root(self.storage)).commit(build, op=op)
 
 
 def check_outside(storage: Storage, source: Storage) -> None:
@@ -151,7 +157,7 @@ def check_empty(storage: Storage, *, files: Collection[str] = ()) -> str:
             f"destination {storage.url} is not empty (it holds {found[0]!r}); name one "
             "that is"
         )
-    root = storage.read_existing([ROOT_NAME])[0]
+    root = find_root(storage)
     if root is None:
         return new_uuid()
     uuid: str = parse_root(root, where=storage.describe(ROOT_NAME))["uuid"]

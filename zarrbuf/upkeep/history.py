@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any
 
+from zarrbuf.common.times import to_datetime
 from zarrbuf.manifest.actions import Commit
 from zarrbuf.manifest.commit_log import open_log
 from zarrbuf.storage.resolve import StorageOptions, open_storage
 from zarrbuf.stores.opening import location_of
-
-_MAX_TIME_MS: Final = 253_402_300_799_000
-"""The end of the year 9999: a clock may say anything."""
 
 
 def read_history(
@@ -46,9 +43,7 @@ def _describe(commit: Commit) -> dict[str, Any]:
         counts[action["action"]] += _size(action)
     return {
         "version": commit.version,
-        "time": datetime.fromtimestamp(
-            min(commit.ts, _MAX_TIME_MS) / 1000, UTC
-        ).isoformat(timespec="milliseconds"),
+        "time": to_datetime(commit.ts).isoformat(timespec="milliseconds"),
         "op": commit.op,
         "writer": commit.writer,
         "num_added": counts["add"] + counts["add_segment"],

@@ -10,7 +10,7 @@ import re
 from typing import Final
 
 from zarrbuf.errors import FormatError, NotFoundError
-from zarrbuf.manifest.actions import parse_lone_commit
+from zarrbuf.manifest.actions import MAX_COMMIT_BYTES, parse_lone_commit
 from zarrbuf.manifest.commit_log import list_versions
 from zarrbuf.manifest.layout import (
     CHECKPOINT_DIR,
@@ -40,7 +40,7 @@ def old_temporaries(storage: Storage, cutoff_ms: int) -> list[str]:
 def free_segments(storage: Storage, cutoff_ms: int) -> list[str]:
     """Return segments written before a time that nothing names.
 
-    None while a repair is under way, or something that may name one is damaged.
+    Nothing while a repair is under way, or something that may name one is damaged.
     """
     times = storage.list_times([SEGMENT_DIR])
     old = {
@@ -64,7 +64,9 @@ def _named_by_checkpoints(storage: Storage) -> set[str]:
         if match:
             path = f"{CHECKPOINT_DIR}/{name}"
             root = parse_checkpoint(
-                storage.read(path), version=int(match[1]), where=storage.describe(path)
+                storage.read(path, max_bytes=MAX_COMMIT_BYTES),
+                version=int(match[1]),
+                where=storage.describe(path),
             )
             named.update(ref.path for ref in root["segments"])
     return named
@@ -75,7 +77,8 @@ def _named_by_commits(storage: Storage) -> set[str]:
     versions = list_versions(storage)
     for start in range(0, len(versions), _AT_ONCE):
         numbers = versions[start : start + _AT_ONCE]
-        found = storage.read_existing([commit_path(number) for number in numbers])
+        names = [commit_path(number) for number in numbers]
+        found = storage.read_existing(names, max_bytes=MAX_COMMIT_BYTES)
         for number, data in zip(numbers, found, strict=True):
             where = storage.describe(commit_path(number))
             if data is None:

@@ -52,7 +52,9 @@ class Retention:
                 remove_rows(self._store.log, rows, reason="retention")
             if time.monotonic() >= self._next_vacuum:
                 self._next_vacuum = time.monotonic() + _VACUUM_INTERVAL_S
-                vacuum_store(self._store, delete=True, grace_s=GRACE_S)
+                vacuum_store(
+                    self._store, delete=True, grace_s=GRACE_S, archives_only=True
+                )
         except ZarrbufError as exc:
             _LOG.warning(
                 "old trajectories of %s stay for now: %s", self._store.url, exc

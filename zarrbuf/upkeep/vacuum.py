@@ -115,17 +115,27 @@ def vacuum(
 
 
 def vacuum_store(
-    store: LogStore, *, delete: bool, grace_s: float, progress: Progress | None = None
+    store: LogStore,
+    *,
+    delete: bool,
+    grace_s: float,
+    archives_only: bool = False,
+    progress: Progress | None = None,
 ) -> Vacuum:
-    """Do what `vacuum` does to an open store."""
+    """Do what `vacuum` does to an open store; its archives alone, if told so.
+
+    The rest is looked for in every checkpoint of the log, and takes little room.
+    """
     storage, log = store.storage, store.log
     log.refresh()
     grace_ms = int(grace_s * 1000)
     cutoff_ms = storage.now_ms() - grace_ms
     archives = list_archives(storage)
     found = _find(log.snapshot, storage, archives, cutoff_ms)
-    free = [*found.free, *free_segments(storage, cutoff_ms)]
-    temporary = old_temporaries(storage, cutoff_ms)
+    free, temporary = list(found.free), list[str]()
+    if not archives_only:
+        free += free_segments(storage, cutoff_ms)
+        temporary = old_temporaries(storage, cutoff_ms)
     names = list(free)
     if delete:
         run_jobs(storage.delete, temporary, num_threads=_AT_ONCE)

@@ -22,8 +22,8 @@ from zarrbuf.errors import (
     UntrustedBaseError,
     ZarrbufError,
 )
-from zarrbuf.manifest.actions import MAX_COMMIT_BYTES
 from zarrbuf.manifest.commit_log import CommitLog, list_versions
+from zarrbuf.manifest.identity import read_root
 from zarrbuf.manifest.layout import (
     ROOT_NAME,
     commit_path,
@@ -155,7 +155,7 @@ def _verify_folder(
 def _verify_log(storage: Storage, result: Verification) -> CommitLog | None:
     """Replay all commits without checkpoints; then check the checkpoints."""
     try:
-        log = CommitLog(storage, storage.read(ROOT_NAME, max_bytes=MAX_COMMIT_BYTES))
+        log = CommitLog(storage, read_root(storage))
         result.num_commits = len(list_versions(storage))
     except ZarrbufError as exc:
         result.problems.append(str(exc))

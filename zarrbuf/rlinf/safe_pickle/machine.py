@@ -9,6 +9,7 @@ caller adds the file's name.
 
 from __future__ import annotations
 
+import abc
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -107,24 +108,24 @@ class Job:
         return machine.run(), machine.position
 
 
-class Call:
+class Call(abc.ABC):
     """What REDUCE may call: no state, no attribute, no dict, so nothing to rewrite."""
 
     __slots__ = ()
 
+    @abc.abstractmethod
     def __call__(self, job: Job, args: tuple[object, ...]) -> object:
         """Check `args`, of any type and number, and spend before using memory."""
-        raise NotImplementedError
 
 
-class Fixed:
+class Fixed(abc.ABC):
     """What BUILD may be told of: it is what it is, and the state has to be its own."""
 
     __slots__ = ()
 
+    @abc.abstractmethod
     def check_state(self, state: object) -> None:
         """Raise FormatError unless `state`, of any type, is the one it has."""
-        raise NotImplementedError
 
 
 def decode_utf8(utf8: memoryview) -> str:

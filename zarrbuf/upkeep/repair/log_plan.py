@@ -18,7 +18,12 @@ from zarrbuf.archive.spec import Schema
 from zarrbuf.archive.zarr_json import encode_json
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import FormatError
-from zarrbuf.manifest.actions import Action, SegmentRef, sha256_hex
+from zarrbuf.manifest.actions import (
+    MAX_COMMIT_BYTES,
+    Action,
+    SegmentRef,
+    sha256_hex,
+)
 from zarrbuf.manifest.changes import listing_actions
 from zarrbuf.manifest.commit_log import CommitLog
 from zarrbuf.manifest.layout import (
@@ -73,6 +78,21 @@ class Plan:
     ghosts: set[str] = field(default_factory=set)
     removed: set[str] = field(default_factory=set)
     num_left_out: int = 0
+
+
+_FIELDS: Final[Mapping[str, type | tuple[type, ...]]] = {
+    "place": str,
+    "names": list,
+    "start": int,
+    "meta": dict,
+    "state": (dict, type(None)),
+    "pins": dict,
+    "unpinned": dict,
+    "rows": list,
+    "ghosts": list,
+    "removed": list,
+    "num_left_out": int,
+}
 
 
 def make_plan(remains: Remains, *, lost: Rows, schemas: Mapping[str, Schema]) -> Plan:
@@ -137,7 +157,8 @@ def carry_out(log: CommitLog, plan: Plan) -> None:
     """
     storage = log.storage
     for name in plan.names:
-        storage.ensure(_aside(plan, name), storage.read(name))
+        data = storage.read(name, max_bytes=MAX_COMMIT_BYTES)
+        storage.ensure(_aside(plan, name), data)
     if plan.names:
         storage.ensure(_aside(plan, PLAN_NAME), _encode_plan(storage, plan))
     _finish(log, plan)
@@ -239,21 +260,6 @@ def _encode_plan(storage: Storage, plan: Plan) -> bytes:
     value["ghosts"], value["removed"] = sorted(plan.ghosts), sorted(plan.removed)
     sealed = {"plan": value, "sha256": sha256_hex(encode_json(value))}
     return json.dumps(sealed, indent=1).encode()
-
-
-_FIELDS: Final[Mapping[str, type | tuple[type, ...]]] = {
-    "place": str,
-    "names": list,
-    "start": int,
-    "meta": dict,
-    "state": (dict, type(None)),
-    "pins": dict,
-    "unpinned": dict,
-    "rows": list,
-    "ghosts": list,
-    "removed": list,
-    "num_left_out": int,
-}
 
 
 def _decode_plan(storage: Storage, name: str) -> Plan:

@@ -14,7 +14,12 @@ import numpy as np
 
 from zarrbuf.archive.spec import Schema
 from zarrbuf.errors import FormatError, NotFoundError, UnsupportedVersionError
-from zarrbuf.manifest.actions import Commit, SegmentRef, parse_lone_commit
+from zarrbuf.manifest.actions import (
+    MAX_COMMIT_BYTES,
+    Commit,
+    SegmentRef,
+    parse_lone_commit,
+)
 from zarrbuf.manifest.commit_log import CommitLog
 from zarrbuf.manifest.layout import COMMIT_NAME, MANIFEST_DIR, commit_path
 from zarrbuf.manifest.log_checkpoints import newer_checkpoint, read_segment
@@ -141,7 +146,9 @@ class _Rest:
         where = storage.describe(commit_path(number))
         try:
             commit = parse_lone_commit(
-                storage.read(commit_path(number)), version=number, where=where
+                storage.read(commit_path(number), max_bytes=MAX_COMMIT_BYTES),
+                version=number,
+                where=where,
             )
             rows = list(_rows_of(storage, commit, where))
         except UnsupportedVersionError:

@@ -17,8 +17,8 @@ import numpy as np
 from zarrbuf.archive.spec import Schema
 from zarrbuf.common.jobs import Progress
 from zarrbuf.errors import NotFoundError
-from zarrbuf.manifest.actions import MAX_COMMIT_BYTES
 from zarrbuf.manifest.commit_log import CommitLog
+from zarrbuf.manifest.identity import read_root
 from zarrbuf.manifest.layout import ROOT_NAME, commit_path, uuid_of_path
 from zarrbuf.manifest.log_checkpoints import damaged_checkpoints
 from zarrbuf.manifest.rows import Rows
@@ -110,7 +110,7 @@ def repair(
         if is_rlinf_folder(storage.root) or list_files(storage.root):
             return _repair_folder(storage, apply, progress)
         raise NotFoundError(f"{storage.url} holds no replay buffer")
-    root = storage.read(ROOT_NAME, max_bytes=MAX_COMMIT_BYTES)
+    root = read_root(storage)
     result = Repair(storage.url, "zarr", apply)
     for name in open_plans(storage):
         result.problems.append(f"{storage.describe(name)}: a repair was stopped")
