@@ -15,7 +15,7 @@ import numpy as np
 
 from zarrbuf.archive.chunks import crc32c
 from zarrbuf.archive.spec import Schema
-from zarrbuf.archive.zarr_json import CodecName, check_codec
+from zarrbuf.archive.zarr_json import CodecName
 from zarrbuf.common.uuids import new_uuid
 from zarrbuf.errors import (
     ConflictError,
@@ -205,10 +205,8 @@ def _write_anew(
     saved: LiveRows, position: int, target: LogStore, opened: OpenArchives, *, uuid: str
 ) -> tuple[Row, Schema]:
     """Write a trajectory under another name than it has."""
-    codec = check_codec(target.log.snapshot.config.get("codec", "lz4"))
-    encoded = encode_trajectory(
-        saved.trajectory(position, opened), uuid=uuid, codec=codec
-    )
+    trajectory = saved.trajectory(position, opened)
+    encoded = encode_trajectory(trajectory, uuid=uuid, codec=target.codec)
     row = NewTrajectory.of(encoded, trajectory_id=0).row
     target.storage.ensure(row.path, encoded.data)
     return row, encoded.header.schema

@@ -145,6 +145,11 @@ class LogStore(TrajectoryStore):
         seed = self.log.snapshot.config.get("seed")
         return seed if type(seed) is int else None
 
+    @property
+    def codec(self) -> CodecName:
+        """How archives that are written here are compressed."""
+        return check_codec(self.log.snapshot.config.get("codec", "lz4"))
+
     def is_same(self, other: TrajectoryStore) -> bool:  # noqa: D102
         if not isinstance(other, LogStore) or other.log.uuid != self.log.uuid:
             return False
@@ -242,12 +247,11 @@ class LogStore(TrajectoryStore):
         self, items: Sequence[NewTrajectory], doomed: Collection[str]
     ) -> list[NewTrajectory]:
         """Write under other names what a vacuum may delete."""
-        codec = check_codec(self.log.snapshot.config.get("codec", "lz4"))
         anew: list[NewTrajectory] = []
         origins = {one.row.uuid: uuid for uuid, one in self._renamed.items()}
         for item in items:
             if item.row.uuid in doomed:
-                encoded = renamed(item.encoded.data, uuid=new_uuid(), codec=codec)
+                encoded = renamed(item.encoded.data, uuid=new_uuid(), codec=self.codec)
                 made = NewTrajectory.of(encoded, trajectory_id=item.row.trajectory_id)
                 self._renamed[origins.get(item.row.uuid, item.row.uuid)] = made
                 anew.append(made)
